@@ -1,0 +1,2 @@
+//! fdlink
+fn main(){}

@@ -1,0 +1,22 @@
+//! Link endpoints on Linux file descriptors.
+
+#[cfg(not(target_os = "linux"))]
+compile_error!("fdlink works on Linux file descriptors and builds for Linux only");
+
+pub mod batch;
+pub mod dispatcher;
+pub mod error;
+pub mod link;
+pub mod offload;
+pub mod options;
+pub mod queue;
+pub mod report;
+pub mod stats;
+
+pub use batch::{EtherType, Frame, LinkHeader, MacAddr, RxBatch, TxFrame, TxSlot};
+pub use dispatcher::{NetworkDispatcher, QueueIndex};
+pub use error::SetupError;
+pub use link::{Capabilities, Link, LinkKind, LinkProperties};
+pub use options::{LinkOptions, Mode, Offload};
+pub use queue::{Closed, Fill, QueuePair, Receive, Sent, Transmit, Wakeup};
+pub use report::Report;

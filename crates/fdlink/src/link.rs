@@ -1,0 +1,106 @@
+//! A link: what has queues and properties. Opened (`open_*`), adopted ([`adopt`]), or a decorator
+//! over another link. Link kinds live in `link/`; how frames cross a descriptor lives in `io/`;
+//! the two meet where a link is built.
+
+use crate::batch::{LinkHeader, MacAddr};
+use crate::error::SetupError;
+use crate::options::Mode;
+use crate::queue::QueuePair;
+use crate::report::Report;
+use crate::stats::LinkStats;
+
+/// Something with queues and properties.
+pub trait Link: Send {
+    /// What is fixed when the link is built.
+    fn properties(&self) -> &LinkProperties;
+
+    /// What was asked for, what was got, and what was replaced.
+    fn report(&self) -> &Report;
+
+    /// Its counters; the handle stays valid after [`into_queues`](Self::into_queues).
+    fn stats(&self) -> LinkStats;
+
+    /// The queues, one pair for each descriptor. Whoever drives them owns the descriptors.
+    ///
+    /// # Errors
+    ///
+    /// Where a queue cannot be set up; the descriptors are closed then.
+    fn into_queues(self: Box<Self>) -> Result<Vec<QueuePair>, SetupError>;
+}
+
+/// What the descriptor behind a link is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum LinkKind {
+    /// AF_PACKET SOCK_RAW, bound to an interface.
+    Packet,
+    /// Another datagram socket.
+    SocketDatagram,
+    /// Another seqpacket socket.
+    SocketSeqpacket,
+    /// A TAP device.
+    Tap,
+    /// A TUN device.
+    Tun,
+}
+
+impl LinkKind {
+    /// Its name, as people write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Packet => "packet",
+            Self::SocketDatagram => "datagram socket",
+            Self::SocketSeqpacket => "seqpacket socket",
+            Self::Tap => "tap",
+            Self::Tun => "tun",
+        }
+    }
+}
+
+/// What is fixed when a link is built.
+#[derive(Clone, Debug)]
+pub struct LinkProperties {
+    /// What the descriptors are.
+    pub kind: LinkKind,
+    /// How frames come in.
+    pub mode: Mode,
+    /// The IP MTU as Linux counts it, 68 to 65536 bytes.
+    pub mtu: u32,
+    /// The longest frame that is no super-frame: MTU plus link header, in bytes.
+    pub max_frame_len: usize,
+    /// What stands before the network packet in each frame.
+    pub link_header: LinkHeader,
+    /// The endpoint's own link address, where there are Ethernet headers.
+    pub address: Option<MacAddr>,
+    /// What may be left to the other side.
+    pub capabilities: Capabilities,
+    /// The longest super-frame that may be sent, link header included, in bytes; 0 without
+    /// segmentation offload.
+    pub gso_max_size: usize,
+    /// How many descriptors, and so queue pairs.
+    pub queues: usize,
+    /// Bytes that the kernel queues for one descriptor before it drops, as it accounts them
+    /// (SO_RCVBUF, the ring's size); 0 where nobody knows.
+    pub rx_queue_bytes: usize,
+}
+
+/// What may be left to the other side, and what the owner declared.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Capabilities {
+    /// Outgoing checksums may be left to the other side.
+    pub tx_checksum: bool,
+    /// Incoming frames that carry no checksum state are to be trusted.
+    pub rx_checksum: bool,
+    /// Super-frames of TCP over IPv4 may be sent.
+    pub tso4: bool,
+    /// Super-frames of TCP over IPv6 may be sent.
+    pub tso6: bool,
+    /// Super-frames of UDP may be sent.
+    pub uso: bool,
+    /// Frames carry link addresses, so neighbours must be resolved.
+    pub resolution_required: bool,
+    /// `hand_over` is allowed.
+    pub save_restore: bool,
+    /// A stack that was taken over may reset its flows.
+    pub disconnect_ok: bool,
+}

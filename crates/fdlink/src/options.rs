@@ -1,0 +1,165 @@
+//! What a caller asks of a link. Everything has a default; what is asked for by name is given, is
+//! an error, or, with [`fallback`](LinkOptions::fallback), is replaced and reported.
+
+use crate::batch::MacAddr;
+
+/// How frames come in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Mode {
+    /// The best that the descriptor supports, chosen when the link is built.
+    #[default]
+    Auto,
+    /// A ring shared with the kernel (AF_PACKET only).
+    PacketMmap,
+    /// One frame for each system call; works on every descriptor.
+    Readv,
+    /// Many frames for each system call (sockets only).
+    RecvMmsg,
+}
+
+impl Mode {
+    /// The modes that can be asked for by name.
+    pub const NAMED: [Self; 3] = [Self::Readv, Self::RecvMmsg, Self::PacketMmap];
+
+    /// Its name, as it is written on command lines and in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::PacketMmap => "packet-mmap",
+            Self::Readv => "readv",
+            Self::RecvMmsg => "recvmmsg",
+        }
+    }
+}
+
+impl std::fmt::Display for Mode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl std::str::FromStr for Mode {
+    type Err = UnknownMode;
+
+    fn from_str(text: &str) -> Result<Self, UnknownMode> {
+        [Self::Auto].into_iter().chain(Self::NAMED).find(|m| m.name() == text).ok_or(UnknownMode)
+    }
+}
+
+/// The text names no mode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a mode is one of auto, readv, recvmmsg, packet-mmap")]
+pub struct UnknownMode;
+
+/// Which offloads a link is to use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Offload {
+    /// What the descriptor has; set up where the descriptor is opened here.
+    #[default]
+    Auto,
+    /// None: no vnet header where the descriptor is opened here; one that is there is written as
+    /// zeros and its meaning on received frames kept.
+    Off,
+    /// Checksums and segmentation; an error where the descriptor has no vnet header.
+    Required,
+}
+
+/// What a caller asks of a link. Made by [`LinkOptions::default`] and its setters.
+#[derive(Clone, Debug, Default)]
+pub struct LinkOptions {
+    pub(crate) mode: Mode,
+    pub(crate) fallback: bool,
+    pub(crate) mtu: Option<u32>,
+    pub(crate) ethernet: Option<bool>,
+    pub(crate) address: Option<MacAddr>,
+    pub(crate) offload: Offload,
+    pub(crate) in_band_vnet_header: Option<usize>,
+    pub(crate) gso_max_size: Option<usize>,
+    pub(crate) rx_checksum_trusted: bool,
+    pub(crate) save_restore: bool,
+    pub(crate) disconnect_ok: bool,
+    pub(crate) socket_buffer: Option<usize>,
+}
+
+impl LinkOptions {
+    /// All defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// How frames come in.
+    pub fn mode(mut self, mode: Mode) -> Self {
+        self.mode = mode;
+        self
+    }
+
+    /// Whether a mode or an offload that the descriptor cannot have is replaced, and said so in
+    /// the report, instead of being an error.
+    pub fn fallback(mut self, fallback: bool) -> Self {
+        self.fallback = fallback;
+        self
+    }
+
+    /// The IP MTU, 68 to 65536 bytes. Default: the interface's, or 1500.
+    pub fn mtu(mut self, mtu: u32) -> Self {
+        self.mtu = Some(mtu);
+        self
+    }
+
+    /// Whether frames carry an Ethernet header. Default: what the kind says; on a unix socket, no.
+    pub fn ethernet(mut self, ethernet: bool) -> Self {
+        self.ethernet = Some(ethernet);
+        self
+    }
+
+    /// The endpoint's own link address. Default: a random, locally administered one.
+    pub fn address(mut self, address: MacAddr) -> Self {
+        self.address = Some(address);
+        self
+    }
+
+    /// Which offloads to use.
+    pub fn offload(mut self, offload: Offload) -> Self {
+        self.offload = offload;
+        self
+    }
+
+    /// Declares that both ends of a plain socket put a vnet header of `len` bytes (10 or 12)
+    /// before each frame.
+    pub fn in_band_vnet_header(mut self, len: usize) -> Self {
+        self.in_band_vnet_header = Some(len);
+        self
+    }
+
+    /// The longest super-frame to send, link header included, in bytes. Default: what keeps below
+    /// the 65536 bytes at which the kernel segments in software.
+    pub fn gso_max_size(mut self, bytes: usize) -> Self {
+        self.gso_max_size = Some(bytes);
+        self
+    }
+
+    /// Declares that frames which carry no checksum state were verified elsewhere.
+    pub fn rx_checksum_trusted(mut self, trusted: bool) -> Self {
+        self.rx_checksum_trusted = trusted;
+        self
+    }
+
+    /// Declares that the descriptors may be handed over to another process.
+    pub fn save_restore(mut self, allowed: bool) -> Self {
+        self.save_restore = allowed;
+        self
+    }
+
+    /// Declares that a stack that was taken over may reset its flows.
+    pub fn disconnect_ok(mut self, allowed: bool) -> Self {
+        self.disconnect_ok = allowed;
+        self
+    }
+
+    /// Bytes of kernel buffer to ask for on sockets, each direction. Default: 4 MiB.
+    pub fn socket_buffer(mut self, bytes: usize) -> Self {
+        self.socket_buffer = Some(bytes);
+        self
+    }
+}

@@ -1,0 +1,144 @@
+//! The seam: a queue is one direction of one descriptor. `io/` implements these traits, once for
+//! each mode; endpoints, stacks and decorators drive them.
+//!
+//! One dynamic call moves a whole batch, so trait objects cost nothing that can be measured.
+
+use std::fmt;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::time::Duration;
+
+use crate::batch::{RxBatch, TxFrame, TxSlot};
+
+/// One descriptor's way in.
+pub trait Receive: Send {
+    /// One visit to the kernel: releases the last batch, then takes what is there. Never blocks.
+    ///
+    /// # Errors
+    ///
+    /// Only what no later call can mend; interruptions, a link that is down and strange frames are
+    /// counted and reported as [`Fill::Empty`] or `Frames(0)`.
+    fn fill(&mut self) -> io::Result<Fill>;
+
+    /// What the last [`fill`](Self::fill) brought; empty after [`release`](Self::release).
+    fn batch(&mut self) -> RxBatch<'_>;
+
+    /// Gives the batch back early. Whoever waits on [`wakeup`](Self::wakeup) releases first, or a
+    /// ring stays readable for ever.
+    fn release(&mut self);
+
+    /// What to wait for after [`Fill::Empty`].
+    fn wakeup(&self) -> Wakeup<'_>;
+}
+
+/// What one visit brought.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fill {
+    /// That many frames are in the batch; 0 where all that came was dropped and counted.
+    Frames(usize),
+    /// Nothing there: wait.
+    Empty,
+    /// Nothing will come any more.
+    Closed(Closed),
+}
+
+/// Why a queue ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Closed {
+    /// A system call failed for good: its name and its errno.
+    Failed {
+        /// The call.
+        call: &'static str,
+        /// The errno it gave.
+        errno: i32,
+    },
+    /// The dispatcher panicked.
+    Panicked,
+    /// The peer closed its end.
+    PeerClosed,
+    /// The interface behind the descriptor is gone.
+    Removed,
+    /// The owner asked for it.
+    Stopped,
+}
+
+impl fmt::Display for Closed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Failed { call, errno } => {
+                write!(f, "{call} failed: {}", io::Error::from_raw_os_error(*errno))
+            }
+            Self::Panicked => f.write_str("the dispatcher panicked"),
+            Self::PeerClosed => f.write_str("the peer closed its end"),
+            Self::Removed => f.write_str("the interface was removed"),
+            Self::Stopped => f.write_str("stopped by its owner"),
+        }
+    }
+}
+
+/// What to wait for: whichever comes first.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wakeup<'a> {
+    /// A descriptor that becomes readable (receive) or writable (transmit).
+    pub descriptor: Option<BorrowedFd<'a>>,
+    /// Try again after that long, readiness or not: the kernel gives no edge after ENOBUFS.
+    pub after: Option<Duration>,
+}
+
+/// One descriptor's way out.
+///
+/// Two ways to use it, which may be mixed: [`send`](Self::send) gathers from the caller's buffers;
+/// [`slot`](Self::slot) and [`flush`](Self::flush) let the caller write in place.
+pub trait Transmit: Send {
+    /// Sends a list. Frames that cannot be sent ever are dropped and counted, and the rest goes
+    /// on; where the descriptor is full, the list is cut short ([`Sent::taken`]). Committed slots
+    /// leave first.
+    ///
+    /// # Errors
+    ///
+    /// Only what ends the descriptor for good.
+    fn send(&mut self, frames: &[TxFrame<'_>]) -> io::Result<Sent>;
+
+    /// Memory for a frame of `len` bytes, link header included; flushes by itself where that makes
+    /// room. `None` where the descriptor is full (wait for [`wakeup`](Self::wakeup)) or `len` is
+    /// more than the link's `max_frame_len` or, with segmentation, its `gso_max_size`.
+    fn slot(&mut self, len: usize) -> Option<TxSlot<'_>>;
+
+    /// Sends the committed slots. What would block stays queued, in order.
+    ///
+    /// # Errors
+    ///
+    /// As [`send`](Self::send).
+    fn flush(&mut self) -> io::Result<Sent>;
+
+    /// Committed frames that have not left yet.
+    fn queued(&self) -> usize;
+
+    /// What to wait for when the descriptor is full.
+    fn wakeup(&self) -> Wakeup<'_>;
+}
+
+/// What became of a list: `taken - sent` frames were dropped and counted, those past `taken` would
+/// block and are the caller's still.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sent {
+    /// Frames dealt with, from the front of the list.
+    pub taken: usize,
+    /// Frames that left.
+    pub sent: usize,
+}
+
+/// Both directions of one descriptor.
+pub struct QueuePair {
+    /// The way in; `None` on a link that only sends.
+    pub rx: Option<Box<dyn Receive>>,
+    /// The way out.
+    pub tx: Box<dyn Transmit>,
+}
+
+impl fmt::Debug for QueuePair {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("QueuePair").field("rx", &self.rx.is_some()).finish_non_exhaustive()
+    }
+}
