@@ -20,11 +20,13 @@ impl Counter {
     }
 }
 
+/// Declares a struct of [`Counter`]s and its snapshot of plain numbers, field by field.
+#[macro_export]
 macro_rules! counters {
     ($(#[$doc:meta])* $live:ident, $snapshot:ident { $($(#[$field_doc:meta])* $field:ident,)* }) => {
         $(#[$doc])*
         #[derive(Debug, Default)]
-        pub struct $live { $($(#[$field_doc])* pub $field: Counter,)* }
+        pub struct $live { $($(#[$field_doc])* pub $field: $crate::stats::Counter,)* }
 
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
