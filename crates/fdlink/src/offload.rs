@@ -4,5 +4,6 @@
 
 pub mod checksum;
 pub mod flow_hash;
+mod ip;
 pub mod segment;
 pub mod vnet;
