@@ -478,4 +478,4 @@ fn v6_at(header: &[u8; IPV6_HEADER_LEN], at: usize) -> IpAddr {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
