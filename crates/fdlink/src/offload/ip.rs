@@ -19,7 +19,7 @@
 #![forbid(unsafe_code)]
 
 /// Length of an IPv4 header without options (RFC 791, section 3.1).
-pub(super) const IPV4_HEADER_LEN: usize = 20;
+const IPV4_HEADER_LEN: usize = 20;
 /// Length of an IPv6 header (RFC 8200, section 3).
 pub(super) const IPV6_HEADER_LEN: usize = 40;
 
