@@ -13,6 +13,9 @@ pub mod queue;
 pub mod report;
 pub mod stats;
 
+mod io;
+mod sys;
+
 pub use batch::{EtherType, Frame, LinkHeader, MacAddr, RxBatch, TxFrame, TxSlot};
 pub use dispatcher::{NetworkDispatcher, QueueIndex};
 pub use error::SetupError;

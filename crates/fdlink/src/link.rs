@@ -2,12 +2,22 @@
 //! over another link. Link kinds live in `link/`; how frames cross a descriptor lives in `io/`;
 //! the two meet where a link is built.
 
+mod fd;
+mod packet;
+mod plan;
+mod socket;
+mod tun;
+
 use crate::batch::{LinkHeader, MacAddr};
 use crate::error::SetupError;
 use crate::options::Mode;
 use crate::queue::QueuePair;
 use crate::report::Report;
 use crate::stats::LinkStats;
+
+pub use fd::{FdLink, adopt};
+pub use packet::open_packet;
+pub use tun::{open_tap, open_tun};
 
 /// Something with queues and properties.
 pub trait Link: Send {

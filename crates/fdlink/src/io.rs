@@ -1,0 +1,261 @@
+//! How frames cross a descriptor: one file for each mode, and one for sending. What they share is
+//! here: what errors mean, what is counted, and what is known of a received frame.
+//!
+//! What is not here: what a descriptor is and how it is set up (`link/`). This module knows only
+//! which calls it takes ([`Channel`]).
+
+pub(crate) mod mmsg;
+pub(crate) mod packet_mmap;
+pub(crate) mod readv;
+pub(crate) mod transmit;
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::batch::{LinkHeader, PacketType, RxMeta, VlanTag};
+use crate::offload::vnet::{ChecksumField, RxChecksum, VnetHeader};
+use crate::queue::{Closed, Fill, Wakeup};
+use crate::stats::QueueStats;
+use crate::sys::message::PacketInfo;
+use crate::sys::{poll, socket};
+
+/// Bytes of buffer for one received frame: the largest MTU (65536), a link header with a VLAN tag
+/// (18) and a vnet header (12), rounded up to pages.
+pub(crate) const FRAME_ROOM: usize = 68 * 1024;
+
+/// Which system calls move frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Channel {
+    /// recv and send; the end of the peer does not show.
+    Datagram,
+    /// read and write.
+    Device,
+    /// recvmsg with PACKET_AUXDATA, and send.
+    Packet,
+    /// recv and send; receiving nothing may mean that the peer has closed.
+    Seqpacket,
+}
+
+/// A descriptor with everything that moving frames over it takes. Both directions have one.
+#[derive(Clone, Debug)]
+pub(crate) struct Port {
+    pub(crate) fd: Arc<OwnedFd>,
+    pub(crate) stats: Arc<QueueStats>,
+    pub(crate) channel: Channel,
+    /// Bytes of vnet header before each frame: 0, 10 or 12.
+    pub(crate) vnet_header: usize,
+    pub(crate) link_header: LinkHeader,
+    /// The longest frame that may leave, super-frames included.
+    pub(crate) max_len: usize,
+}
+
+impl Port {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// What the ways of receiving share.
+#[derive(Debug)]
+struct Inlet {
+    port: Port,
+    /// The link was found down and nothing has come since.
+    down: bool,
+    /// Visits since the kernel was asked how much it dropped.
+    visits: u32,
+    /// Frames of this visit, not yet in the counters.
+    frames: u64,
+    bytes: u64,
+    super_frames: u64,
+}
+
+/// How often a link that is down is looked at. An interface that was taken down and is then removed
+/// gives no second edge (packet_notifier, net/packet/af_packet.c), so somebody must look.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+/// Asking for the drops costs a system call, so it is done when the queue has run empty after that
+/// many visits: in a trickle never, and after a burst that could overrun a buffer always.
+const VISITS_BETWEEN_DROP_COUNTS: u32 = 32;
+
+impl Inlet {
+    fn new(port: Port) -> Self {
+        Self { port, down: false, visits: 0, frames: 0, bytes: 0, super_frames: 0 }
+    }
+
+    fn wakeup(&self) -> Wakeup<'_> {
+        Wakeup { descriptor: Some(self.port.fd()), after: self.down.then_some(LOOK_AGAIN) }
+    }
+
+    /// A system call was made.
+    fn called(&mut self) {
+        self.port.stats.rx.calls.add(1);
+        self.visits += 1;
+    }
+
+    /// What becomes of a visit whose call failed; `None` for one that is to be made again.
+    fn failed(&mut self, call: &'static str, error: &io::Error) -> Option<Fill> {
+        let errno = error.raw_os_error().unwrap_or(0);
+        Some(match errno {
+            libc::EINTR => return None,
+            libc::EAGAIN => self.empty(),
+            // EIO: a TUN whose device is about to be unregistered.
+            libc::ENETDOWN | libc::EIO => {
+                self.port.stats.rx.link_down.add(1);
+                self.down = true;
+                self.empty()
+            }
+            // The kernel could not describe the frame in a vnet header, and has dropped it
+            // (virtio_net_hdr_from_skb).
+            libc::EINVAL => {
+                self.port.stats.rx.malformed.add(1);
+                Fill::Frames(0)
+            }
+            // An error that an earlier send caused (an ICMP message on UDP, a peer that is gone).
+            libc::ECONNREFUSED | libc::EHOSTUNREACH | libc::ENETUNREACH => Fill::Frames(0),
+            libc::ENOBUFS | libc::ENOMEM => Fill::Empty,
+            libc::ECONNRESET => Fill::Closed(Closed::PeerClosed),
+            libc::EBADFD | libc::ENXIO | libc::ENODEV => Fill::Closed(Closed::Removed),
+            errno => Fill::Closed(Closed::Failed { call, errno }),
+        })
+    }
+
+    /// Nothing there: the time for what is not done with every visit.
+    fn empty(&mut self) -> Fill {
+        if self.visits >= VISITS_BETWEEN_DROP_COUNTS {
+            self.count_drops();
+        }
+        if self.down && self.removed() { Fill::Closed(Closed::Removed) } else { Fill::Empty }
+    }
+
+    fn removed(&self) -> bool {
+        self.port.channel == Channel::Packet
+            && socket::packet_name(self.port.fd()).is_ok_and(|name| name.interface == -1)
+    }
+
+    fn count_drops(&mut self) {
+        self.visits = 0;
+        if self.port.channel == Channel::Packet
+            && let Ok(drops) = socket::packet_drops(self.port.fd())
+        {
+            self.port.stats.rx.kernel_drops.add(drops.into());
+        }
+    }
+
+    /// Whether a receive of nothing means that the peer has closed: it has hung up, and no byte
+    /// waits. (A message of zero bytes looks the same to recv; here it is just malformed.)
+    fn peer_closed(&self) -> bool {
+        let hung_up = libc::POLLRDHUP | libc::POLLHUP;
+        self.port.channel == Channel::Seqpacket
+            && poll::events(self.port.fd(), libc::POLLRDHUP) & hung_up != 0
+            && socket::bytes_waiting(self.port.fd()).unwrap_or(0) == 0
+    }
+
+    /// Decides about one message: what is known of its frame, or `None` where it was counted as
+    /// dropped. `message` starts with the vnet header, if there is one.
+    fn admit(&mut self, message: &[u8], info: PacketInfo) -> Option<RxMeta> {
+        let counters = &self.port.stats.rx;
+        let packet_type = packet_type(info.packet_type);
+        if packet_type == PacketType::Outgoing {
+            counters.outgoing.add(1);
+            return None;
+        }
+        let Some(meta) = self.describe(message, info) else {
+            counters.malformed.add(1);
+            return None;
+        };
+        self.frames += 1;
+        self.bytes += (message.len() - self.port.vnet_header) as u64;
+        self.super_frames += u64::from(meta.gso.is_some());
+        Some(RxMeta { packet_type, ..meta })
+    }
+
+    fn describe(&self, message: &[u8], info: PacketInfo) -> Option<RxMeta> {
+        let (vnet, frame) = message.split_at_checked(self.port.vnet_header)?;
+        if frame.is_empty() {
+            return None;
+        }
+        let mut meta = RxMeta {
+            link_header: self.port.link_header,
+            original_len: info.len,
+            vlan: vlan(info),
+            ..RxMeta::default()
+        };
+        if vnet.is_empty() {
+            meta.checksum = checksum_of_status(info.status, self.port.link_header, frame);
+        } else {
+            let header = VnetHeader::parse(vnet)?;
+            meta.checksum = header.checksum(frame.len()).ok()?;
+            meta.gso = header.gso(frame.len()).ok()?;
+        }
+        Some(meta)
+    }
+
+    /// Puts what this visit brought into the counters.
+    fn settle(&mut self) -> Fill {
+        let frames = std::mem::take(&mut self.frames);
+        let counters = &self.port.stats.rx;
+        if frames > 0 {
+            self.down = false;
+            counters.frames.add(frames);
+            counters.bytes.add(std::mem::take(&mut self.bytes));
+            counters.super_frames.add(std::mem::take(&mut self.super_frames));
+            counters.batches.add(1);
+        }
+        Fill::Frames(usize::try_from(frames).unwrap_or(usize::MAX))
+    }
+}
+
+impl Drop for Inlet {
+    fn drop(&mut self) {
+        self.count_drops();
+    }
+}
+
+fn packet_type(value: u8) -> PacketType {
+    match value {
+        libc::PACKET_BROADCAST => PacketType::Broadcast,
+        libc::PACKET_MULTICAST => PacketType::Multicast,
+        libc::PACKET_OTHERHOST => PacketType::OtherHost,
+        libc::PACKET_OUTGOING => PacketType::Outgoing,
+        _ => PacketType::Host,
+    }
+}
+
+fn vlan(info: PacketInfo) -> Option<VlanTag> {
+    // Before Linux 3.14 the kernel did not tell which kind of tag it was; then it is 802.1Q.
+    let known = info.status & libc::TP_STATUS_VLAN_TPID_VALID != 0;
+    (info.status & libc::TP_STATUS_VLAN_VALID != 0).then_some(VlanTag {
+        tpid: if known { info.vlan_tpid } else { 0x8100 },
+        tci: info.vlan_tci,
+    })
+}
+
+/// The checksum state where AF_PACKET has no vnet header: the status says whether, but not where,
+/// so the place is looked up in the headers.
+fn checksum_of_status(status: u32, link_header: LinkHeader, frame: &[u8]) -> RxChecksum {
+    if status & libc::TP_STATUS_CSUMNOTREADY != 0 {
+        return transport_checksum(link_header, frame)
+            .map_or(RxChecksum::Unverified, RxChecksum::Partial);
+    }
+    if status & libc::TP_STATUS_CSUM_VALID != 0 { RxChecksum::Valid } else { RxChecksum::Unverified }
+}
+
+/// Where the checksum of a TCP or UDP packet lies, for IPv4 and for IPv6 without extensions.
+fn transport_checksum(link_header: LinkHeader, frame: &[u8]) -> Option<ChecksumField> {
+    let packet = frame.get(link_header.len()..)?;
+    let (header, protocol) = match packet.first()? >> 4 {
+        4 => (usize::from(packet[0] & 0xf) * 4, *packet.get(9)?),
+        6 => (40, *packet.get(6)?),
+        _ => return None,
+    };
+    // Offsets of the checksum in the TCP (RFC 9293) and UDP (RFC 768) headers.
+    let offset = match i32::from(protocol) {
+        libc::IPPROTO_TCP => 16,
+        libc::IPPROTO_UDP => 6,
+        _ => return None,
+    };
+    let start = u16::try_from(link_header.len() + header).ok()?;
+    Some(ChecksumField { start, offset }).filter(|field| field.fits(frame.len()))
+}

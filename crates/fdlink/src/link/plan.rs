@@ -1,0 +1,266 @@
+//! From what was found and what is asked to what will be: pure decisions, no system call.
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+
+use crate::batch::{ETHERNET_HEADER_LEN, LinkHeader, MacAddr};
+use crate::error::SetupError;
+use crate::link::fd::Found;
+use crate::link::{Capabilities, LinkKind};
+use crate::offload::vnet::VnetHeader;
+use crate::options::{LinkOptions, Mode, Offload};
+
+/// What a link will be.
+#[derive(Clone, Debug)]
+pub(super) struct Plan {
+    pub(super) kind: LinkKind,
+    pub(super) mode: Mode,
+    pub(super) mtu: u32,
+    pub(super) max_frame_len: usize,
+    pub(super) link_header: LinkHeader,
+    pub(super) address: Option<MacAddr>,
+    pub(super) vnet_header: usize,
+    pub(super) capabilities: Capabilities,
+    pub(super) gso_max_size: usize,
+    pub(super) notes: Vec<String>,
+}
+
+/// Decides, or says what does not go together.
+pub(super) fn make(found: &[Found], options: &LinkOptions) -> Result<Plan, SetupError> {
+    let first = found.first().ok_or(SetupError::NoDescriptors)?;
+    same_kind(first, found)?;
+    let mut notes = Vec::new();
+    let mode = mode(first.kind, options, &mut notes)?;
+    let vnet_header = vnet_header(first, options, &mut notes)?;
+    let link_header = link_header(first, options)?;
+    let mtu = mtu(first, options, &mut notes)?;
+    let max_frame_len = mtu as usize + link_header.len();
+    let offload = vnet_header > 0 && options.offload != Offload::Off;
+    let capabilities = Capabilities {
+        tx_checksum: offload,
+        rx_checksum: options.rx_checksum_trusted,
+        tso4: offload,
+        tso6: offload,
+        uso: offload && first.uso,
+        resolution_required: link_header == LinkHeader::Ethernet,
+        save_restore: options.save_restore,
+        disconnect_ok: options.disconnect_ok,
+    };
+    let gso_max_size = if offload { gso_max_size(mtu, link_header, options)? } else { 0 };
+    let address = match link_header {
+        LinkHeader::Ethernet => Some(options.address.unwrap_or_else(random_address)),
+        LinkHeader::None => None,
+    };
+    Ok(Plan {
+        kind: first.kind,
+        mode,
+        mtu,
+        max_frame_len,
+        link_header,
+        address,
+        vnet_header,
+        capabilities,
+        gso_max_size,
+        notes,
+    })
+}
+
+/// Several descriptors make one link only if frames on them mean the same.
+fn same_kind(first: &Found, found: &[Found]) -> Result<(), SetupError> {
+    for (index, other) in found.iter().enumerate() {
+        let same = other.kind == first.kind
+            && other.interface == first.interface
+            && other.vnet_header == first.vnet_header
+            && other.link_header == first.link_header;
+        if !same {
+            return Err(SetupError::WrongKind {
+                index,
+                found: describe(other),
+                expected: "the same kind, interface and vnet header as descriptor 0",
+            });
+        }
+    }
+    Ok(())
+}
+
+fn describe(found: &Found) -> String {
+    let kind = found.kind.name();
+    let interface = found.interface.as_deref().map_or(String::new(), |name| format!(" on {name}"));
+    format!("a {kind}{interface} with {} bytes of vnet header", found.vnet_header)
+}
+
+fn mode(
+    kind: LinkKind,
+    options: &LinkOptions,
+    notes: &mut Vec<String>,
+) -> Result<Mode, SetupError> {
+    let (possible, needs) = match options.mode {
+        Mode::Auto => return Ok(Mode::Readv),
+        Mode::Readv => (true, ""),
+        Mode::RecvMmsg => (!matches!(kind, LinkKind::Tap | LinkKind::Tun), "a socket"),
+        Mode::PacketMmap => (kind == LinkKind::Packet, "an AF_PACKET socket"),
+    };
+    if possible {
+        return Ok(options.mode);
+    }
+    if options.fallback {
+        notes.push(format!("{} needs {needs}: readv", options.mode));
+        return Ok(Mode::Readv);
+    }
+    Err(SetupError::Option {
+        option: "mode",
+        expected: format!("{needs} for {}", options.mode),
+        found: format!("a {}", kind.name()),
+    })
+}
+
+fn vnet_header(
+    first: &Found,
+    options: &LinkOptions,
+    notes: &mut Vec<String>,
+) -> Result<usize, SetupError> {
+    let mut len = first.vnet_header;
+    if let Some(in_band) = options.in_band_vnet_header {
+        let plain = matches!(first.kind, LinkKind::SocketDatagram | LinkKind::SocketSeqpacket);
+        let known = [VnetHeader::LEN, VnetHeader::LEN_MRG].contains(&in_band);
+        if !known || (!plain && in_band != len) {
+            return Err(SetupError::Option {
+                option: "in_band_vnet_header",
+                expected: "10 or 12 bytes, on a plain socket".to_owned(),
+                found: format!("{in_band} bytes on a {}", first.kind.name()),
+            });
+        }
+        len = in_band;
+    }
+    if first.kind == LinkKind::Packet && len == 0 && options.offload != Offload::Off {
+        // `packet::configure` switches it on, or lowers this again.
+        len = VnetHeader::LEN;
+    }
+    if len == 0 && options.offload == Offload::Required {
+        no_offload(options, notes, format!("a {} without a vnet header", first.kind.name()))?;
+    }
+    Ok(len)
+}
+
+/// Offloads were required and cannot be had.
+pub(super) fn no_offload(
+    options: &LinkOptions,
+    notes: &mut Vec<String>,
+    found: String,
+) -> Result<(), SetupError> {
+    if options.fallback {
+        notes.push(format!("no offload: {found}"));
+        return Ok(());
+    }
+    let expected = "a vnet header on the descriptor".to_owned();
+    Err(SetupError::Option { option: "offload", expected, found })
+}
+
+fn link_header(first: &Found, options: &LinkOptions) -> Result<LinkHeader, SetupError> {
+    let Some(ethernet) = options.ethernet else { return Ok(first.link_header) };
+    let asked = if ethernet { LinkHeader::Ethernet } else { LinkHeader::None };
+    let plain = matches!(first.kind, LinkKind::SocketDatagram | LinkKind::SocketSeqpacket);
+    if plain || asked == first.link_header {
+        return Ok(asked);
+    }
+    Err(SetupError::Option {
+        option: "ethernet",
+        expected: format!("{} on a {}", !ethernet, first.kind.name()),
+        found: ethernet.to_string(),
+    })
+}
+
+fn mtu(
+    first: &Found,
+    options: &LinkOptions,
+    notes: &mut Vec<String>,
+) -> Result<u32, SetupError> {
+    const DEFAULT: u32 = 1500;
+    let mtu = options.mtu.or(first.mtu).unwrap_or_else(|| {
+        if first.interface.is_some() {
+            notes.push(format!("the interface's MTU is not known here: {DEFAULT}"));
+        }
+        DEFAULT
+    });
+    // 68: RFC 791. 65536: the loopback interface's.
+    if (68..=65536).contains(&mtu) {
+        return Ok(mtu);
+    }
+    let expected = "68 to 65536 bytes".to_owned();
+    Err(SetupError::Option { option: "mtu", expected, found: mtu.to_string() })
+}
+
+/// The longest super-frame: as many full segments as keep it below 64 KiB with room to spare.
+fn gso_max_size(
+    mtu: u32,
+    link_header: LinkHeader,
+    options: &LinkOptions,
+) -> Result<usize, SetupError> {
+    const IPV4_TCP: usize = 40;
+    // An IPv6 header is 20 bytes longer, and frames of exactly 64 KiB with their headers stall
+    // some devices: 160 bytes of slack.
+    const LIMIT: usize = 65536 - 160 - 20;
+    // A frame of an IP packet of 65535 bytes.
+    let most = ETHERNET_HEADER_LEN + 65535;
+    let (mtu, link_header) = (mtu as usize, link_header.len());
+    let floor = (mtu + link_header).min(most);
+    if let Some(asked) = options.gso_max_size {
+        if (floor..=most).contains(&asked) {
+            return Ok(asked);
+        }
+        return Err(SetupError::Option {
+            option: "gso_max_size",
+            expected: format!("{floor} to {most} bytes"),
+            found: asked.to_string(),
+        });
+    }
+    let headers = link_header + IPV4_TCP;
+    let segment = mtu - IPV4_TCP;
+    let segments = (LIMIT - headers) / segment;
+    Ok((headers + segments * segment).max(floor))
+}
+
+/// A random, locally administered, individual address.
+fn random_address() -> MacAddr {
+    // std seeds its hasher from the kernel's random numbers: enough to tell endpoints apart.
+    let [a, b, c, d, e, _, _, _] = RandomState::new().build_hasher().finish().to_ne_bytes();
+    MacAddr([0x02, a, b, c, d, e])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size(mtu: u32, link_header: LinkHeader) -> usize {
+        gso_max_size(mtu, link_header, &LinkOptions::default()).unwrap()
+    }
+
+    #[test]
+    fn super_frames_are_full_segments_below_64_kib() {
+        assert_eq!(size(1500, LinkHeader::Ethernet), 14 + 40 + 44 * 1460);
+        assert_eq!(size(1500, LinkHeader::None), 40 + 44 * 1460);
+        assert_eq!(size(9000, LinkHeader::Ethernet), 14 + 40 + 7 * 8960);
+        // One segment fills it: then it is a frame like any other.
+        assert_eq!(size(65520, LinkHeader::Ethernet), 65534);
+        assert_eq!(size(65536, LinkHeader::Ethernet), 65549);
+        for mtu in 68..=65536 {
+            let len = size(mtu, LinkHeader::Ethernet);
+            assert!(len <= 65535 + 14, "{mtu}: {len}");
+            assert!(len + 20 + 160 <= 65536 || len == (mtu as usize + 14).min(65549), "{mtu}: {len}");
+        }
+    }
+
+    #[test]
+    fn a_super_frame_size_that_cannot_be_is_refused() {
+        for bad in [0, 1513, 65550] {
+            let options = LinkOptions::default().gso_max_size(bad);
+            assert!(gso_max_size(1500, LinkHeader::Ethernet, &options).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn random_addresses_are_local_individual_and_differ() {
+        let (a, b) = (random_address(), random_address());
+        assert!(!a.is_multicast() && a.0[0] & 2 != 0);
+        assert_ne!(a, b);
+    }
+}

@@ -1,0 +1,51 @@
+//! Sockets that somebody else made: reading back what one is.
+
+use std::os::fd::BorrowedFd;
+
+use crate::batch::LinkHeader;
+use crate::error::SetupError;
+use crate::link::fd::{Found, call};
+use crate::link::{LinkKind, packet};
+use crate::options::LinkOptions;
+use crate::sys::socket as sys;
+
+/// Reads back what a socket is.
+pub(super) fn examine(
+    index: usize,
+    fd: BorrowedFd<'_>,
+    options: &LinkOptions,
+) -> Result<Found, SetupError> {
+    let option = |name, text| {
+        sys::option(fd, libc::SOL_SOCKET, name)
+            .map_err(|e| call(text, format!("descriptor {index}"), e))
+    };
+    let domain = option(libc::SO_DOMAIN, "getsockopt(SO_DOMAIN)")?;
+    let kind = match (domain, option(libc::SO_TYPE, "getsockopt(SO_TYPE)")?) {
+        (libc::AF_PACKET, libc::SOCK_RAW) => return packet::examine(index, fd),
+        (libc::AF_PACKET, _) => return wrong(index, "a cooked AF_PACKET socket"),
+        (libc::AF_NETLINK, _) => return wrong(index, "a netlink socket"),
+        (_, libc::SOCK_DGRAM) => LinkKind::SocketDatagram,
+        (_, libc::SOCK_SEQPACKET) => LinkKind::SocketSeqpacket,
+        (_, libc::SOCK_STREAM) => {
+            return wrong(index, "a stream socket, which keeps no boundaries between frames");
+        }
+        _ => return wrong(index, "a raw socket of another family"),
+    };
+    Ok(Found {
+        kind,
+        vnet_header: 0,
+        link_header: LinkHeader::None,
+        interface: None,
+        mtu: None,
+        // Both ends are programs that agreed on the header, so it means all it can.
+        uso: options.in_band_vnet_header.is_some(),
+    })
+}
+
+fn wrong(index: usize, found: &str) -> Result<Found, SetupError> {
+    Err(SetupError::WrongKind {
+        index,
+        found: found.to_owned(),
+        expected: "a datagram, seqpacket or AF_PACKET SOCK_RAW socket",
+    })
+}

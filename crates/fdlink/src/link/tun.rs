@@ -1,0 +1,126 @@
+//! TUN and TAP devices (macvtap as well, once opened): opening them by name, reading back what a
+//! descriptor is.
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use crate::batch::LinkHeader;
+use crate::error::SetupError;
+use crate::link::LinkKind;
+use crate::link::fd::{FdLink, Found, call};
+use crate::offload::vnet::VnetHeader;
+use crate::options::{LinkOptions, Offload};
+use crate::sys::{interface, socket as sys, tun};
+
+/// Opens a TUN device, which is made if there is none of that name (`%d` in it is a number of the
+/// kernel's choice), and makes a link of it. More than one queue makes it IFF_MULTI_QUEUE.
+///
+/// # Errors
+///
+/// Where `/dev/net/tun` cannot be opened, the device cannot be made (CAP_NET_ADMIN) or is of
+/// another kind, or an option does not go with it.
+pub fn open_tun(name: &str, queues: usize, options: &LinkOptions) -> Result<FdLink, SetupError> {
+    open(LinkKind::Tun, name, queues, options)
+}
+
+/// Opens a TAP device; otherwise as [`open_tun`].
+///
+/// # Errors
+///
+/// As [`open_tun`].
+pub fn open_tap(name: &str, queues: usize, options: &LinkOptions) -> Result<FdLink, SetupError> {
+    open(LinkKind::Tap, name, queues, options)
+}
+
+fn open(
+    kind: LinkKind,
+    name: &str,
+    queues: usize,
+    options: &LinkOptions,
+) -> Result<FdLink, SetupError> {
+    let mut flags = libc::IFF_NO_PI;
+    flags |= if kind == LinkKind::Tun { libc::IFF_TUN } else { libc::IFF_TAP };
+    flags |= if queues > 1 { libc::IFF_MULTI_QUEUE } else { 0 };
+    flags |= if options.offload == Offload::Off { 0 } else { libc::IFF_VNET_HDR };
+    let mut name = name.to_owned();
+    let mut fds = Vec::with_capacity(queues);
+    let mut found = Vec::with_capacity(queues);
+    for index in 0..queues {
+        let fd = tun::open().map_err(|e| call("open", "/dev/net/tun".to_owned(), e))?;
+        // The first queue settles a name with %d in it for the others.
+        name = tun::set_interface(fd.as_fd(), &name, flags)
+            .map_err(|e| call("ioctl(TUNSETIFF)", name.clone(), e))?;
+        let uso = set_up_offload(fd.as_fd(), &name, options)?;
+        found.push(Found { uso, ..examine(index, fd.as_fd())? });
+        fds.push(fd);
+    }
+    FdLink::build(fds, &found, options)
+}
+
+/// Says what the kernel may leave to us. That holds for the device and outlives descriptors, so it
+/// is said even if it is nothing. Returns whether UDP segmentation is among it.
+fn set_up_offload(
+    fd: BorrowedFd<'_>,
+    name: &str,
+    options: &LinkOptions,
+) -> Result<bool, SetupError> {
+    const TCP: libc::c_uint =
+        libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
+    // Linux 6.2; either of them alone is EINVAL.
+    const UDP: libc::c_uint = libc::TUN_F_USO4 | libc::TUN_F_USO6;
+    let failed = |text, source| call(text, name.to_owned(), source);
+    if options.offload == Offload::Off {
+        tun::set_offload(fd, 0).map_err(|e| failed("ioctl(TUNSETOFFLOAD)", e))?;
+        return Ok(false);
+    }
+    // 10 is the default, but the length outlives descriptors as well.
+    tun::set_vnet_header_len(fd, 10).map_err(|e| failed("ioctl(TUNSETVNETHDRSZ)", e))?;
+    if tun::set_offload(fd, TCP | UDP).is_ok() {
+        return Ok(true);
+    }
+    tun::set_offload(fd, TCP).map_err(|e| failed("ioctl(TUNSETOFFLOAD)", e))?;
+    Ok(false)
+}
+
+/// Reads back what a character device is.
+pub(super) fn examine(index: usize, fd: BorrowedFd<'_>) -> Result<Found, SetupError> {
+    const EXPECTED: &str = "a TUN or TAP device, attached, with IFF_NO_PI";
+    let wrong = |found: &str| {
+        Err(SetupError::WrongKind { index, found: found.to_owned(), expected: EXPECTED })
+    };
+    let (name, flags) = match tun::interface(fd) {
+        Ok(known) => known,
+        Err(error) if error.raw_os_error() == Some(libc::EBADFD) => {
+            return wrong("a TUN node that is attached to no device");
+        }
+        Err(_) => return wrong("a character device that is no TUN or TAP"),
+    };
+    if flags & libc::IFF_NO_PI == 0 {
+        return wrong("a TUN or TAP device with packet information before each frame");
+    }
+    let tap = flags & libc::IFF_TAP != 0;
+    let vnet_header = if flags & libc::IFF_VNET_HDR == 0 {
+        0
+    } else {
+        let len = tun::vnet_header_len(fd)
+            .map_err(|e| call("ioctl(TUNGETVNETHDRSZ)", name.clone(), e))?;
+        match usize::try_from(len) {
+            Ok(len @ (VnetHeader::LEN | VnetHeader::LEN_MRG)) => len,
+            _ => return wrong(&format!("a device with {len} bytes of vnet header")),
+        }
+    };
+    Ok(Found {
+        kind: if tap { LinkKind::Tap } else { LinkKind::Tun },
+        vnet_header,
+        link_header: if tap { LinkHeader::Ethernet } else { LinkHeader::None },
+        mtu: mtu(&name),
+        interface: Some(name),
+        uso: false,
+    })
+}
+
+/// The MTU of the device of that name in the caller's network namespace. The node itself does not
+/// tell, and a descriptor from elsewhere belongs to another namespace: then nothing is known.
+fn mtu(name: &str) -> Option<u32> {
+    let socket = sys::open(libc::AF_INET, libc::SOCK_DGRAM).ok()?;
+    interface::mtu(socket.as_fd(), name).ok()
+}

@@ -1,0 +1,146 @@
+//! Sockets: making, binding, asking and setting options. Names of constants as in C.
+
+// UNSAFETY: socket options and addresses are exchanged as pointers to C structures, and neither
+// std nor safe wrappers know SOL_PACKET.
+#![expect(unsafe_code, reason = "UNSAFETY, above")]
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use super::{check, len_of};
+
+/// Makes a socket, non-blocking and closed on exec.
+pub(crate) fn open(domain: libc::c_int, kind: libc::c_int) -> io::Result<OwnedFd> {
+    let kind = kind | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    // SAFETY: socket takes three integers and no pointer.
+    let fd = check(unsafe { libc::socket(domain, kind, 0) })?;
+    // SAFETY: socket returned this descriptor just now, so nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// What fstat says the descriptor is (`st_mode & S_IFMT`).
+pub(crate) fn file_type(fd: BorrowedFd<'_>) -> io::Result<libc::mode_t> {
+    let mut stat = MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: `stat` is writable and as large as fstat's result.
+    check(unsafe { libc::fstat(fd.as_raw_fd(), stat.as_mut_ptr()) })?;
+    // SAFETY: fstat succeeded and so filled the whole structure.
+    let stat = unsafe { stat.assume_init() };
+    Ok(stat.st_mode & libc::S_IFMT)
+}
+
+/// The status flags (F_GETFL).
+pub(crate) fn status_flags(fd: BorrowedFd<'_>) -> io::Result<libc::c_int> {
+    // SAFETY: F_GETFL takes no argument.
+    check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) })
+}
+
+/// Replaces the status flags (F_SETFL).
+pub(crate) fn set_status_flags(fd: BorrowedFd<'_>, flags: libc::c_int) -> io::Result<()> {
+    // SAFETY: F_SETFL takes one integer.
+    check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags) }).map(|_| ())
+}
+
+/// Sets close-on-exec, which is a property of the descriptor and not of what it refers to.
+pub(crate) fn set_close_on_exec(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: F_SETFD takes one integer.
+    check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC) }).map(|_| ())
+}
+
+/// A socket option that is an integer.
+pub(crate) fn option(
+    fd: BorrowedFd<'_>,
+    level: libc::c_int,
+    name: libc::c_int,
+) -> io::Result<libc::c_int> {
+    let mut value: libc::c_int = 0;
+    let mut len = len_of::<libc::c_int>();
+    let at = (&raw mut value).cast();
+    // SAFETY: `at` points to `len` writable bytes, and `len` lives on this stack.
+    check(unsafe { libc::getsockopt(fd.as_raw_fd(), level, name, at, &raw mut len) })?;
+    Ok(value)
+}
+
+/// Sets a socket option that is an integer.
+pub(crate) fn set_option(
+    fd: BorrowedFd<'_>,
+    level: libc::c_int,
+    name: libc::c_int,
+    value: libc::c_int,
+) -> io::Result<()> {
+    let at = (&raw const value).cast();
+    let len = len_of::<libc::c_int>();
+    // SAFETY: `at` points to the `len` bytes of `value`.
+    check(unsafe { libc::setsockopt(fd.as_raw_fd(), level, name, at, len) }).map(|_| ())
+}
+
+/// Where an AF_PACKET socket is bound (getsockname).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PacketName {
+    /// 0: to none; -1: the interface is gone.
+    pub(crate) interface: libc::c_int,
+    /// The interface's hardware type (`ARPHRD_*`).
+    pub(crate) hardware: u16,
+    /// The EtherType received, host byte order; 0 for a socket that receives nothing.
+    pub(crate) protocol: u16,
+}
+
+/// Where an AF_PACKET socket is bound.
+pub(crate) fn packet_name(fd: BorrowedFd<'_>) -> io::Result<PacketName> {
+    let mut name = packet_address(0, 0);
+    let mut len = len_of::<libc::sockaddr_ll>();
+    let at = (&raw mut name).cast();
+    // SAFETY: `at` points to `len` writable bytes, and `len` lives on this stack.
+    check(unsafe { libc::getsockname(fd.as_raw_fd(), at, &raw mut len) })?;
+    Ok(PacketName {
+        interface: name.sll_ifindex,
+        hardware: name.sll_hatype,
+        protocol: u16::from_be(name.sll_protocol),
+    })
+}
+
+/// Binds an AF_PACKET socket to an interface; from then on it receives that protocol.
+pub(crate) fn bind_packet(
+    fd: BorrowedFd<'_>,
+    interface: libc::c_int,
+    protocol: u16,
+) -> io::Result<()> {
+    let name = packet_address(interface, protocol);
+    let at = (&raw const name).cast();
+    // SAFETY: `at` points to a sockaddr_ll of the length given.
+    check(unsafe { libc::bind(fd.as_raw_fd(), at, len_of::<libc::sockaddr_ll>()) }).map(|_| ())
+}
+
+fn packet_address(interface: libc::c_int, protocol: u16) -> libc::sockaddr_ll {
+    libc::sockaddr_ll {
+        sll_family: 17, // AF_PACKET, in the type of this field
+        sll_protocol: protocol.to_be(),
+        sll_ifindex: interface,
+        sll_hatype: 0,
+        sll_pkttype: 0,
+        sll_halen: 0,
+        sll_addr: [0; 8],
+    }
+}
+
+/// Frames that the kernel dropped since the last call (PACKET_STATISTICS resets when read).
+pub(crate) fn packet_drops(fd: BorrowedFd<'_>) -> io::Result<u32> {
+    let mut counts = libc::tpacket_stats { tp_packets: 0, tp_drops: 0 };
+    let mut len = len_of::<libc::tpacket_stats>();
+    let (raw, at) = (fd.as_raw_fd(), (&raw mut counts).cast());
+    // A TPACKET_V3 socket has a longer structure that starts with the same two fields; the kernel
+    // writes no more than `len`.
+    // SAFETY: `at` points to `len` writable bytes, and `len` lives on this stack.
+    check(unsafe {
+        libc::getsockopt(raw, libc::SOL_PACKET, libc::PACKET_STATISTICS, at, &raw mut len)
+    })?;
+    Ok(counts.tp_drops)
+}
+
+/// Bytes of the messages that wait to be received (SIOCINQ).
+pub(crate) fn bytes_waiting(fd: BorrowedFd<'_>) -> io::Result<usize> {
+    let mut waiting: libc::c_int = 0;
+    // SAFETY: FIONREAD (the same number as SIOCINQ) writes one int to the pointer.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::FIONREAD, &raw mut waiting) })?;
+    Ok(usize::try_from(waiting).unwrap_or(0))
+}
