@@ -239,7 +239,11 @@ fn checksum_of_status(status: u32, link_header: LinkHeader, frame: &[u8]) -> RxC
         return transport_checksum(link_header, frame)
             .map_or(RxChecksum::Unverified, RxChecksum::Partial);
     }
-    if status & libc::TP_STATUS_CSUM_VALID != 0 { RxChecksum::Valid } else { RxChecksum::Unverified }
+    if status & libc::TP_STATUS_CSUM_VALID != 0 {
+        RxChecksum::Valid
+    } else {
+        RxChecksum::Unverified
+    }
 }
 
 /// Where the checksum of a TCP or UDP packet lies, for IPv4 and for IPv6 without extensions.

@@ -118,9 +118,9 @@ impl Sender {
             let at = progress.sent.taken;
             self.port.stats.tx.calls.add(1);
             let result = match self.port.channel {
-                Channel::Device => list.write(self.port.fd(), at).map(|len| {
-                    if len < list.bytes(at) { Gone::Short } else { Gone::Whole(1) }
-                }),
+                Channel::Device => list
+                    .write(self.port.fd(), at)
+                    .map(|len| if len < list.bytes(at) { Gone::Short } else { Gone::Whole(1) }),
                 _ => list.send(self.port.fd(), at).map(Gone::Whole),
             };
             match result {
@@ -390,8 +390,14 @@ impl Port {
             {
                 &counters.peer_gone
             }
-            libc::EPIPE | libc::ECONNRESET | libc::ENOTCONN | libc::EBADF | libc::EBADFD
-            | libc::ENXIO | libc::ENODEV | libc::ENOTSOCK => return Verdict::Fatal(error),
+            libc::EPIPE
+            | libc::ECONNRESET
+            | libc::ENOTCONN
+            | libc::EBADF
+            | libc::EBADFD
+            | libc::ENXIO
+            | libc::ENODEV
+            | libc::ENOTSOCK => return Verdict::Fatal(error),
             _ => &counters.other_errors,
         };
         reason.add(1);

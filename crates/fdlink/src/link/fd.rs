@@ -69,11 +69,7 @@ pub fn adopt(fds: Vec<OwnedFd>, options: &LinkOptions) -> Result<FdLink, SetupEr
 }
 
 /// Reads back what a descriptor is.
-fn examine(
-    index: usize,
-    fd: BorrowedFd<'_>,
-    options: &LinkOptions,
-) -> Result<Found, SetupError> {
+fn examine(index: usize, fd: BorrowedFd<'_>, options: &LinkOptions) -> Result<Found, SetupError> {
     const EXPECTED: &str =
         "a datagram or seqpacket socket, an AF_PACKET SOCK_RAW socket, or a TUN or TAP device";
     let subject = || format!("descriptor {index}");
@@ -102,7 +98,9 @@ impl FdLink {
         let mut plan = plan::make(found, options)?;
         let mut changes = Changes::default();
         match Self::apply(&fds, &mut plan, options, &mut changes) {
-            Ok((rings, descriptors)) => Ok(Self::assemble(fds, found, rings, descriptors, plan, options)),
+            Ok((rings, descriptors)) => {
+                Ok(Self::assemble(fds, found, rings, descriptors, plan, options))
+            }
             Err(error) => {
                 changes.undo(&fds);
                 Err(error)
@@ -374,8 +372,7 @@ fn grow(
         // FORCE needs CAP_NET_ADMIN in the first user namespace; without, rmem_max is the limit.
         let forced = sys::set_option(fd, libc::SOL_SOCKET, force, asked);
         if forced.or_else(|_| sys::set_option(fd, libc::SOL_SOCKET, name, asked)).is_ok() {
-            let change =
-                Change::Option { index, level: libc::SOL_SOCKET, name, old: old / 2 };
+            let change = Change::Option { index, level: libc::SOL_SOCKET, name, old: old / 2 };
             changes.0.push(change);
         }
     }

@@ -121,8 +121,13 @@ pub(super) fn configure(
         }
         plan.vnet_header = 0;
         plan.gso_max_size = 0;
-        plan.capabilities =
-            Capabilities { tx_checksum: false, tso4: false, tso6: false, uso: false, ..plan.capabilities };
+        plan.capabilities = Capabilities {
+            tx_checksum: false,
+            tso4: false,
+            tso6: false,
+            uso: false,
+            ..plan.capabilities
+        };
     }
     Ok(())
 }
@@ -130,11 +135,22 @@ pub(super) fn configure(
 /// Lets the sockets share the traffic, each flow on one of them; returns the group's number, which
 /// the kernel chose.
 pub(super) fn join_fanout(fds: &[OwnedFd]) -> Result<u16, SetupError> {
+    // The group has a hook of its own, which knows nothing of the sockets' PACKET_IGNORE_OUTGOING.
+    // The flag is newer (5.10); without it outgoing frames are told apart by their packet type.
+    let flags = libc::PACKET_FANOUT_HASH | libc::PACKET_FANOUT_FLAG_IGNORE_OUTGOING;
+    form_group(fds, flags).or_else(|error| match &error {
+        SetupError::Call { source, .. } if source.raw_os_error() == Some(libc::EINVAL) => {
+            form_group(fds, libc::PACKET_FANOUT_HASH)
+        }
+        _ => Err(error),
+    })
+}
+
+fn form_group(fds: &[OwnedFd], flags: libc::c_uint) -> Result<u16, SetupError> {
     let mut group: u16 = 0;
     for (index, fd) in fds.iter().enumerate() {
-        let mode = libc::PACKET_FANOUT_HASH
-            | if index == 0 { libc::PACKET_FANOUT_FLAG_UNIQUEID } else { 0 };
-        let argument = ((mode << 16) | libc::c_uint::from(group)).cast_signed();
+        let unique = if index == 0 { libc::PACKET_FANOUT_FLAG_UNIQUEID } else { 0 };
+        let argument = ((flags | unique) << 16 | libc::c_uint::from(group)).cast_signed();
         let (fd, subject) = (fd.as_fd(), || format!("descriptor {index}"));
         sys::set_option(fd, libc::SOL_PACKET, libc::PACKET_FANOUT, argument)
             .map_err(|e| call("setsockopt(PACKET_FANOUT)", subject(), e))?;

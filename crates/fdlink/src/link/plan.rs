@@ -169,11 +169,7 @@ fn link_header(first: &Found, options: &LinkOptions) -> Result<LinkHeader, Setup
     })
 }
 
-fn mtu(
-    first: &Found,
-    options: &LinkOptions,
-    notes: &mut Vec<String>,
-) -> Result<u32, SetupError> {
+fn mtu(first: &Found, options: &LinkOptions, notes: &mut Vec<String>) -> Result<u32, SetupError> {
     const DEFAULT: u32 = 1500;
     let mtu = options.mtu.or(first.mtu).unwrap_or_else(|| {
         if first.interface.is_some() {
@@ -245,7 +241,10 @@ mod tests {
         for mtu in 68..=65536 {
             let len = size(mtu, LinkHeader::Ethernet);
             assert!(len <= 65535 + 14, "{mtu}: {len}");
-            assert!(len + 20 + 160 <= 65536 || len == (mtu as usize + 14).min(65549), "{mtu}: {len}");
+            assert!(
+                len + 20 + 160 <= 65536 || len == (mtu as usize + 14).min(65549),
+                "{mtu}: {len}"
+            );
         }
     }
 

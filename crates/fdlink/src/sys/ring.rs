@@ -64,9 +64,8 @@ impl Ring {
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         let (len, raw) = (block_len * blocks, fd.as_raw_fd());
         // SAFETY: a new mapping at an address of the kernel's choice touches no memory in use.
-        let start = unsafe {
-            libc::mmap(ptr::null_mut(), len, protection, libc::MAP_SHARED, raw, 0)
-        };
+        let start =
+            unsafe { libc::mmap(ptr::null_mut(), len, protection, libc::MAP_SHARED, raw, 0) };
         if start == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }

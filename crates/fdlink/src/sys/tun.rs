@@ -51,8 +51,7 @@ pub(crate) fn vnet_header_len(fd: BorrowedFd<'_>) -> io::Result<libc::c_int> {
 /// Sets the length of the vnet header.
 pub(crate) fn set_vnet_header_len(fd: BorrowedFd<'_>, len: libc::c_int) -> io::Result<()> {
     // SAFETY: TUNSETVNETHDRSZ reads one int from the pointer.
-    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const len) })
-        .map(|_| ())
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const len) }).map(|_| ())
 }
 
 /// Says what the kernel may leave to us (`TUN_F_*`). Holds for the device, not the descriptor.
