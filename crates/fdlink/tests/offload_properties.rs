@@ -170,11 +170,9 @@ fn gso() -> impl Strategy<Value = Gso> {
         Just(GsoKind::UdpFragments),
         Just(GsoKind::UdpSegments),
     ];
-    (kind, 1_u16.., any::<u16>(), any::<bool>()).prop_map(|(kind, size, header_len, ecn)| Gso {
-        kind,
-        size,
-        header_len,
-        ecn,
+    (kind, 1_u16.., any::<u16>(), any::<bool>()).prop_map(|(kind, size, header_len, ecn)| {
+        let ecn = ecn && matches!(kind, GsoKind::TcpV4 | GsoKind::TcpV6);
+        Gso { kind, size, header_len, ecn }
     })
 }
 
@@ -195,6 +193,15 @@ fn parse_whole(bytes: &[u8]) -> SlicedPacket<'_> {
         assert_eq!(ip.header().header_checksum(), ip.header().to_header().calc_header_checksum());
     }
     sliced
+}
+
+/// Makes the IP header's length that of the bytes, so that a cut shows only further in.
+fn say_true_length(bytes: &mut [u8]) {
+    let (at, uncounted) = if bytes[0] >> 4 == 4 { (2, 0) } else { (4, 40) };
+    let len = bytes.len().checked_sub(uncounted).and_then(|len| u16::try_from(len).ok());
+    if let (Some(field), Some(len)) = (bytes.get_mut(at..at + 2), len) {
+        field.copy_from_slice(&len.to_be_bytes());
+    }
 }
 
 /// Everything that takes bytes from outside.
@@ -343,6 +350,7 @@ proptest! {
         packet in any_packet(),
         changes in vec(any::<(Index, u8)>(), 0..4),
         len: Index,
+        mend: bool,
         mut gso in gso(),
         size in prop_oneof![1_u16..100, any::<u16>()],
     ) {
@@ -352,6 +360,9 @@ proptest! {
             bytes[at.index(headers_len)] = value;
         }
         bytes.truncate(len.index(bytes.len()) + 1);
+        if mend {
+            say_true_length(&mut bytes);
+        }
         gso.kind = packet.gso_kind().unwrap_or(gso.kind);
         gso.size = size;
         let field = ChecksumField { start: 20, offset: 16 };

@@ -14,7 +14,8 @@
 //! borrowed, and headers that are written into the caller's memory. Nothing is allocated. Who can
 //! gather writes [`headers`](Segment::write_headers) only and sends the payload from where it is.
 //!
-//! What differs between the headers (`inet_gso_segment`, net/ipv4/af_inet.c; `tcp_gso_segment`,
+//! The segments are those of Linux 6.18 byte for byte, as a veth without offloads showed. What
+//! differs between their headers (`inet_gso_segment`, net/ipv4/af_inet.c; `tcp_gso_segment`,
 //! net/ipv4/tcp_offload.c; `__udp_gso_segment`, net/ipv4/udp_offload.c):
 //!
 //! * IP: length; IPv4 also id, one more in each segment, and header checksum. IPv6 extension

@@ -86,7 +86,7 @@ pub struct Gso {
     /// Length of all headers, from the start of the frame: a hint, and 0 where nobody said. A
     /// kernel that sends gives what it has in one piece, which may be more than the headers.
     pub header_len: u16,
-    /// Whether the first segment carries TCP's CWR (`VIRTIO_NET_HDR_GSO_ECN`).
+    /// Whether the first segment carries TCP's CWR (`VIRTIO_NET_HDR_GSO_ECN`). Nothing for UDP.
     pub ecn: bool,
 }
 
@@ -104,6 +104,10 @@ pub enum GsoKind {
 }
 
 impl GsoKind {
+    fn is_tcp(self) -> bool {
+        matches!(self, Self::TcpV4 | Self::TcpV6)
+    }
+
     fn to_vnet(self) -> u8 {
         match self {
             Self::TcpV4 => VIRTIO_NET_HDR_GSO_TCPV4,
@@ -215,7 +219,7 @@ impl VnetHeader {
             header.csum_offset = field.offset;
         }
         if let Some(gso) = offload.gso {
-            let ecn = if gso.ecn { VIRTIO_NET_HDR_GSO_ECN } else { 0 };
+            let ecn = if gso.ecn && gso.kind.is_tcp() { VIRTIO_NET_HDR_GSO_ECN } else { 0 };
             header.gso_type = gso.kind.to_vnet() | ecn;
             header.gso_size = gso.size;
             header.hdr_len = if gso.header_len == 0 { header_len } else { gso.header_len };
@@ -249,11 +253,13 @@ impl VnetHeader {
     ///
     /// A type that is not known, a size of 0, or headers longer than the frame.
     pub fn gso(&self, frame_len: usize) -> Result<Option<Gso>, Malformed> {
-        // The ECN bit alone is no type: the kernel refuses it, too.
         if self.gso_type == VIRTIO_NET_HDR_GSO_NONE {
             return Ok(None);
         }
+        // The ECN bit alone is no type, and UDP has none: the kernel refuses both, too.
+        let ecn = self.gso_type & VIRTIO_NET_HDR_GSO_ECN != 0;
         let kind = GsoKind::of_vnet(self.gso_type & !VIRTIO_NET_HDR_GSO_ECN)
+            .filter(|kind| kind.is_tcp() || !ecn)
             .ok_or(Malformed::UnknownGsoType(self.gso_type))?;
         if self.gso_size == 0 {
             return Err(Malformed::NoGsoSize);
@@ -261,7 +267,6 @@ impl VnetHeader {
         if usize::from(self.hdr_len) > frame_len {
             return Err(Malformed::HeaderPastEnd);
         }
-        let ecn = self.gso_type & VIRTIO_NET_HDR_GSO_ECN != 0;
         Ok(Some(Gso { kind, size: self.gso_size, header_len: self.hdr_len, ecn }))
     }
 }
@@ -308,6 +313,14 @@ mod tests {
             expected.extend(field.to_ne_bytes());
         }
         assert_eq!(out.to_vec(), expected);
+    }
+
+    #[test]
+    fn udp_has_no_ecn_bit() {
+        // Linux 6.18 refuses it on AF_PACKET with EINVAL.
+        let gso = Gso { kind: GsoKind::UdpSegments, ecn: true, ..GSO };
+        let offload = TxOffload { checksum: Some(FIELD), gso: Some(gso) };
+        assert_eq!(VnetHeader::for_tx(offload, 0).gso_type, VIRTIO_NET_HDR_GSO_UDP_L4);
     }
 
     #[test]
@@ -373,6 +386,7 @@ mod tests {
             (3, Ok(Some(Gso { kind: GsoKind::UdpFragments, ..GSO }))),
             (4, Ok(Some(Gso { kind: GsoKind::TcpV6, ..GSO }))),
             (5, Ok(Some(Gso { kind: GsoKind::UdpSegments, ..GSO }))),
+            (0x85, Err(Malformed::UnknownGsoType(0x85))),
             (0x80, Err(Malformed::UnknownGsoType(0x80))),
             (0x21, Err(Malformed::UnknownGsoType(0x21))),
         ];
