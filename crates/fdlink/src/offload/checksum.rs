@@ -13,7 +13,7 @@
 //! inner loop adds native 64-bit words into 128-bit totals, so that no carry is lost and none has
 //! to be looked at, and the total is folded and brought into network order once, at the end. Four
 //! totals keep the additions independent of each other. On the machine it was written on (x86-64
-//! without AVX) that is 46 GB/s for a segment in the cache; 32-bit words into 64-bit totals, which
+//! without AVX) that is 42 GB/s for a segment in the cache; 32-bit words into 64-bit totals, which
 //! the compiler turns into vector code, 31.
 //!
 //! A *partial* checksum is a field that holds the pseudo-header's sum, not complemented: then the
@@ -109,10 +109,18 @@ pub fn sum(bytes: &[u8]) -> Sum {
     for word in words {
         totals[0] += u128::from(u64::from_ne_bytes(*word));
     }
-    // Zeroes behind the last byte add nothing, in either byte order.
-    let mut last = [0; 8];
-    last[..rest.len()].copy_from_slice(rest);
-    totals[0] += u128::from(u64::from_ne_bytes(last));
+    // At most one of each is left. Copying them into a word would be a call and a stall.
+    let (words, rest) = rest.as_chunks::<4>();
+    for word in words {
+        totals[1] += u128::from(u32::from_ne_bytes(*word));
+    }
+    let (words, rest) = rest.as_chunks::<2>();
+    for word in words {
+        totals[2] += u128::from(u16::from_ne_bytes(*word));
+    }
+    for byte in rest {
+        totals[3] += u128::from(u16::from_ne_bytes([*byte, 0]));
+    }
     fold(totals.iter().sum())
 }
 

@@ -73,9 +73,13 @@ fn ports(packet: &IpPacket<'_>) -> (u16, u16) {
     }
 }
 
-/// Up to eight bytes as a number, in network order.
+/// Eight bytes, or an IPv4 address's four, as a number in network order.
 fn word(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0, |word, byte| word << 8 | u64::from(*byte))
+    match *bytes {
+        [a, b, c, d] => u64::from(u32::from_be_bytes([a, b, c, d])),
+        [a, b, c, d, e, f, g, h] => u64::from_be_bytes([a, b, c, d, e, f, g, h]),
+        _ => 0,
+    }
 }
 
 /// The finalizer of MurmurHash3 (Austin Appleby, public domain) after each word: a bijection whose
