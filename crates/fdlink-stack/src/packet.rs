@@ -10,8 +10,7 @@
 //!
 //! * IPv4 (RFC 791): the header checksum is verified; options are skipped.
 //! * IPv6 (RFC 8200 section 4): hop-by-hop and destination options, routing and fragment headers
-//!   are walked, at most [`MAX_EXTENSIONS`] of them. A packet that still has segments left to visit,
-//!   or an option that says "discard me if you do not know me", is refused (sections 4.2 and 4.4).
+//!   are walked by [`chain`]. A packet that still has segments left to visit, or an option that says "discard me if you do not know me", is refused (sections 4.2 and 4.4).
 //!   An atomic fragment (offset 0, no more) is a whole packet (RFC 6946).
 //! * Lengths: what lies behind the packet's own length is padding. A super-frame can be longer than
 //!   the 16-bit field counts; then the field is 0 (BIG TCP) or has wrapped, and the slice's length
@@ -22,27 +21,20 @@
 //! the transport, which [`fdlink::offload::checksum`] verifies.
 #![forbid(unsafe_code)]
 
+mod chain;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::Range;
 
 use fdlink::offload::checksum::{self, Sum};
+
+pub(crate) use chain::{FRAGMENT, HOP_BY_HOP, ROUTING};
 
 /// Protocol numbers (IANA).
 pub(crate) const ICMPV4: u8 = 1;
 pub(crate) const TCP: u8 = 6;
 pub(crate) const UDP: u8 = 17;
 pub(crate) const ICMPV6: u8 = 58;
-
-// Extension headers of IPv6 (RFC 8200 section 4.1). "No next header" (59) and everything else ends
-// the walk as a transport would.
-pub(crate) const HOP_BY_HOP: u8 = 0;
-pub(crate) const ROUTING: u8 = 43;
-pub(crate) const FRAGMENT: u8 = 44;
-const DESTINATION_OPTIONS: u8 = 60;
-
-/// How many extension headers are walked: RFC 8504 section 5.3 lets a host set such a limit, and
-/// its text uses 8.
-const MAX_EXTENSIONS: usize = 8;
 
 pub(crate) const IPV4_HEADER_LEN: usize = 20;
 pub(crate) const IPV6_HEADER_LEN: usize = 40;
@@ -172,7 +164,7 @@ fn parse_v4(packet: &[u8], extent: Extent) -> Result<IpView, Malformed> {
 fn parse_v6(packet: &[u8], extent: Extent) -> Result<IpView, Malformed> {
     let fixed = packet.first_chunk::<IPV6_HEADER_LEN>().ok_or(Malformed::Short)?;
     let end = end_of_packet(packet, IPV6_HEADER_LEN, be16(fixed, 4), extent)?;
-    let chain = walk_extensions(&packet[..end], fixed[6])?;
+    let chain = chain::walk(&packet[..end], fixed[6])?;
     Ok(IpView {
         source: v6_at(fixed, 8),
         destination: v6_at(fixed, 24),
@@ -205,88 +197,6 @@ fn end_of_packet(
         Extent::Quoted if field == 0 => Ok(packet.len()),
         Extent::Quoted => Ok(end.min(packet.len())),
     }
-}
-
-struct Chain {
-    protocol: u8,
-    transport: usize,
-    fragment: Option<Fragment>,
-}
-
-/// Walks the extension headers of an IPv6 packet without padding, up to the transport or the
-/// fragment header: what a fragment header covers belongs to the packet that is put together.
-fn walk_extensions(packet: &[u8], first: u8) -> Result<Chain, Malformed> {
-    let (mut protocol, mut at, mut named_at) = (first, IPV6_HEADER_LEN, 6);
-    for _ in 0..=MAX_EXTENSIONS {
-        let len = match protocol {
-            // RFC 8200 section 4.1: nowhere but directly behind the IPv6 header.
-            HOP_BY_HOP if at != IPV6_HEADER_LEN => return Err(Malformed::ExtensionChain),
-            HOP_BY_HOP | DESTINATION_OPTIONS => {
-                let header = extension(packet, at)?;
-                check_options(&header[2..])?;
-                header.len()
-            }
-            ROUTING => {
-                let header = extension(packet, at)?;
-                if header[3] != 0 {
-                    return Err(Malformed::Routing);
-                }
-                header.len()
-            }
-            FRAGMENT => {
-                if let Some(fragment) = fragment_header(packet, at, named_at)? {
-                    let transport = at + FRAGMENT_HEADER_LEN;
-                    let fragment = Some(fragment);
-                    return Ok(Chain { protocol: packet[at], transport, fragment });
-                }
-                FRAGMENT_HEADER_LEN
-            }
-            _ => return Ok(Chain { protocol, transport: at, fragment: None }),
-        };
-        (protocol, named_at) = (packet[at], at);
-        at += len;
-    }
-    Err(Malformed::ExtensionChain)
-}
-
-/// An extension header with a length field, whole. At least 8 bytes.
-fn extension(packet: &[u8], at: usize) -> Result<&[u8], Malformed> {
-    let units = *packet.get(at + 1).ok_or(Malformed::ExtensionChain)?;
-    packet.get(at..at + (usize::from(units) + 1) * 8).ok_or(Malformed::ExtensionChain)
-}
-
-/// Refuses options that are unknown and ask to be discarded then (RFC 8200 section 4.2).
-fn check_options(mut options: &[u8]) -> Result<(), Malformed> {
-    const PAD1: u8 = 0;
-    // RFC 2675; Linux puts it into BIG TCP super-frames. Those carry 0 in the length field as well.
-    const JUMBO: u8 = 0xc2;
-    while let [kind, rest @ ..] = options {
-        if *kind == PAD1 {
-            options = rest;
-            continue;
-        }
-        let (len, rest) = rest.split_first().ok_or(Malformed::ExtensionChain)?;
-        if *kind >> 6 != 0 && *kind != JUMBO {
-            return Err(Malformed::UnknownOption);
-        }
-        options = rest.get(usize::from(*len)..).ok_or(Malformed::ExtensionChain)?;
-    }
-    Ok(())
-}
-
-/// Reads a fragment header; `None` for an atomic fragment.
-fn fragment_header(
-    packet: &[u8],
-    at: usize,
-    named_at: usize,
-) -> Result<Option<Fragment>, Malformed> {
-    let header = packet.get(at..at + FRAGMENT_HEADER_LEN).ok_or(Malformed::ExtensionChain)?;
-    let field = be16(header, 2);
-    // The offset counts units of 8 bytes from bit 3 up, so masking leaves it in bytes.
-    let (offset, more) = (usize::from(field & !7), field & 1 != 0);
-    let ident = u32::from_be_bytes([header[4], header[5], header[6], header[7]]);
-    let fragment = Fragment { ident, offset, more, unfragmentable: at, named_at };
-    Ok((offset > 0 || more).then_some(fragment))
 }
 
 /// Length of the header that [`write_header`] writes.

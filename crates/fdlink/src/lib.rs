@@ -3,6 +3,8 @@
 #[cfg(not(target_os = "linux"))]
 compile_error!("fdlink works on Linux file descriptors and builds for Linux only");
 
+#[cfg(feature = "tokio")]
+pub mod aio;
 pub mod batch;
 pub mod dispatcher;
 pub mod endpoint;

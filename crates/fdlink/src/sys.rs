@@ -3,6 +3,8 @@
 //!
 //! What is not here: what a link is (`link/`), and when which call is made (`io/`).
 
+#[cfg(feature = "tokio")]
+pub(crate) mod aio;
 pub(crate) mod interface;
 pub(crate) mod message;
 pub(crate) mod poll;

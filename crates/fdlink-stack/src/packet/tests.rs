@@ -1,6 +1,7 @@
 use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
 use proptest::prelude::*;
 
+use super::chain::{DESTINATION_OPTIONS, MAX_EXTENSIONS};
 use super::*;
 
 const V4: (IpAddr, IpAddr) =

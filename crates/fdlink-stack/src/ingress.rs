@@ -1,0 +1,463 @@
+//! What a received frame is, and who gets it: neighbours' questions, fragments, ICMP, UDP, TCP.
+//!
+//! A frame is read once and in place. Nothing in it is believed before it is checked: addresses,
+//! lengths, and the transport checksum unless the link says that it was verified or never left
+//! this machine.
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use fdlink::offload::checksum::{self, Verdict};
+use fdlink::offload::vnet::RxChecksum;
+use fdlink::{EtherType, Frame, LinkHeader, MacAddr};
+
+use crate::core::Core;
+use crate::datagrams::DatagramQueue;
+use crate::flows::{DatagramFlow, FlowKey, FlowKind, Owner, Path, PendingTcp};
+use crate::icmp;
+use crate::nic::{Head, Nic};
+use crate::packet::{self, IpView};
+use crate::reassembly;
+use crate::resolution::{self, Ndp};
+use crate::tcp::{Phase, SEGMENT_HEADROOM, flags};
+use crate::tcp::Connection;
+use crate::timers::FlowId;
+
+/// Offset of the sequence number in an echo message (RFC 792; RFC 4443, section 4.1).
+pub(crate) const ECHO_SEQUENCE_AT: usize = 6;
+
+/// The longest ICMP error we send: IPv6's minimum MTU (RFC 4443, section 2.4).
+pub(crate) const MAX_ERROR_LEN: usize = 1_280;
+/// Room for a frame that asks or tells about neighbours: Ethernet, IPv6, an advertisement with one
+/// option (RFC 4861, section 4.4).
+pub(crate) const MAX_NEIGHBOR_FRAME: usize = 14 + 40 + 32;
+
+/// Where a packet came from.
+#[derive(Clone, Copy)]
+pub(crate) struct Arrival {
+    pub(crate) nic: usize,
+    pub(crate) queue: usize,
+    /// The sender's link address; none on links without.
+    pub(crate) peer: MacAddr,
+}
+
+impl Core {
+    /// A frame has come.
+    pub(crate) fn frame_arrived(&mut self, now: Instant, nic: usize, queue: usize, frame: Frame<'_>) {
+        let shape = self.nics[nic].shape;
+        let (protocol, meta) = (frame.protocol(), *frame.meta());
+        let peer = frame.source().unwrap_or_default();
+        if let Some(destination) = frame.destination()
+            && destination != shape.mac
+            && !destination.is_multicast()
+        {
+            return self.stats.rx_foreign.add(1);
+        }
+        let arrival = Arrival { nic, queue, peer };
+        let verified = shape.trusts_unverified || meta.checksum != RxChecksum::Unverified;
+        let bytes = frame.into_bytes();
+        match protocol {
+            Some(EtherType::IPV4 | EtherType::IPV6) => {
+                let at = meta.link_header.len();
+                self.packet_arrived(now, arrival, &mut bytes[at..], verified);
+            }
+            Some(EtherType::ARP) => self.arp_arrived(now, arrival, bytes),
+            Some(_) => self.stats.rx_unknown_protocol.add(1),
+            None => self.stats.rx_malformed.add(1),
+        }
+    }
+
+    fn packet_arrived(&mut self, now: Instant, arrival: Arrival, bytes: &mut [u8], verified: bool) {
+        let view = match packet::parse(bytes) {
+            Ok(view) => view,
+            Err(_) => return self.stats.rx_malformed.add(1),
+        };
+        if view.fragment.is_some() {
+            return self.fragment_arrived(now, arrival, bytes, &view);
+        }
+        self.stats.rx_packets.add(1);
+        if !verified {
+            match checksum::verify_transport(&bytes[..view.end]) {
+                Verdict::Wrong => return self.stats.rx_bad_checksum.add(1),
+                Verdict::Correct => self.stats.rx_verified.add(1),
+                _ => {}
+            }
+        }
+        let ours = self.nics[arrival.nic].owns(view.destination);
+        let solicitation = view.protocol == packet::ICMPV6;
+        let reachable = ours || self.transparent.is_some() && Nic::is_unicast(view.destination);
+        if !reachable && !solicitation {
+            return self.stats.rx_not_ours.add(1);
+        }
+        if !Nic::is_unicast(view.source) && !solicitation {
+            return self.stats.rx_malformed.add(1);
+        }
+        match view.protocol {
+            packet::TCP => self.tcp_arrived(now, arrival, bytes, &view),
+            packet::UDP => self.udp_arrived(now, arrival, &bytes[..view.end], &view),
+            packet::ICMPV4 | packet::ICMPV6 => {
+                self.icmp_arrived(now, arrival, &bytes[..view.end], &view, ours);
+            }
+            _ => self.stats.rx_unknown_protocol.add(1),
+        }
+    }
+
+    fn fragment_arrived(
+        &mut self,
+        now: Instant,
+        arrival: Arrival,
+        bytes: &mut [u8],
+        view: &IpView,
+    ) {
+        self.stats.rx_fragments.add(1);
+        match self.reassembly.push(now, &bytes[..view.end], view) {
+            reassembly::Outcome::Waiting => {}
+            reassembly::Outcome::Dropped(_) => self.stats.rx_fragments_dropped.add(1),
+            reassembly::Outcome::Complete(mut whole) => {
+                self.packet_arrived(now, arrival, &mut whole, false);
+            }
+        }
+    }
+
+    // --- TCP ---
+
+    fn tcp_arrived(&mut self, now: Instant, arrival: Arrival, bytes: &mut [u8], view: &IpView) {
+        let Some(tcp) = packet::parse_tcp(bytes, view) else {
+            return self.stats.rx_malformed.add(1);
+        };
+        if SEGMENT_HEADROOM + view.end - view.transport > usize::from(u16::MAX) {
+            return self.stats.tcp_too_long.add(1);
+        }
+        let local = SocketAddr::new(view.destination, tcp.destination_port);
+        let remote = SocketAddr::new(view.source, tcp.source_port);
+        let key = FlowKey::new(arrival.nic, packet::TCP, local, remote);
+        let is_syn = tcp.flags & (flags::SYN | flags::ACK | flags::RST) == flags::SYN;
+        let is_reset = tcp.flags & flags::RST != 0;
+        if let Some(id) = self.flows.find(&key)
+            && !self.gives_way(id, is_syn)
+        {
+            let Some(flow) = self.flows.get_mut(id) else { return };
+            flow.path.queue = arrival.queue;
+            flow.path.peer = Some(arrival.peer);
+            match &flow.kind {
+                FlowKind::Tcp(_) => {
+                    let packet = &mut bytes[view.transport - SEGMENT_HEADROOM..view.end];
+                    self.segment_arrived(now, id, packet, is_reset);
+                }
+                // The peer gave up before its request was answered; a repeated SYN changes nothing.
+                FlowKind::Pending(_) if is_reset => drop(self.flows.remove(id)),
+                FlowKind::Pending(_) | FlowKind::Datagram(_) => {}
+            }
+            return;
+        }
+        let path = Path {
+            nic: arrival.nic,
+            queue: arrival.queue,
+            local,
+            remote,
+            peer: Some(arrival.peer),
+        };
+        if is_syn {
+            self.syn_arrived(now, key, path, bytes, view);
+        } else if !is_reset {
+            self.stats.tcp_stray_resets.add(1);
+            self.send_reset(&path, &tcp, view.end - view.transport);
+        }
+    }
+
+    /// Whether an ended connection makes way for a new one between the same ports.
+    fn gives_way(&mut self, id: FlowId, is_syn: bool) -> bool {
+        if !is_syn {
+            return false;
+        }
+        let Some((tcp, _)) = self.flows.tcp_mut(id) else { return false };
+        let over = matches!(tcp.connection.phase(), Phase::Closed | Phase::TimeWait);
+        let abandoned = tcp.owner == Owner::Abandoned;
+        if over && abandoned {
+            self.discard(id);
+        } else if over {
+            self.flows.detach(id);
+        }
+        over
+    }
+
+    fn syn_arrived(
+        &mut self,
+        now: Instant,
+        key: FlowKey,
+        path: Path,
+        bytes: &mut [u8],
+        view: &IpView,
+    ) {
+        let full = self.flows.tcp >= self.config.max_tcp_flows
+            || self.flows.half_open >= self.config.max_half_open;
+        if let Some(number) = self.listener_for(path.local) {
+            let listener = &mut self.listeners[number];
+            if full || listener.backlog >= self.config.backlog {
+                return self.stats.tcp_syn_dropped.add(1);
+            }
+            listener.backlog += 1;
+            // The connection replaces this placeholder at once.
+            let id = self.flows.insert(key, path, FlowKind::Pending(PendingTcp { syn: Vec::new() }));
+            let packet = &mut bytes[view.transport - SEGMENT_HEADROOM..view.end];
+            if !self.open_passive(now, id, Owner::Listener(number), packet) {
+                self.listeners[number].backlog -= 1;
+            }
+            return;
+        }
+        let Some(offers) = &mut self.transparent else {
+            self.stats.tcp_refused.add(1);
+            return self.refuse_syn(&path, bytes, view);
+        };
+        if full || offers.queue.len() >= self.config.max_offers {
+            return self.stats.tcp_syn_dropped.add(1);
+        }
+        let pending = PendingTcp { syn: bytes[..view.end].to_vec() };
+        let id = self.flows.insert(key, path, FlowKind::Pending(pending));
+        self.offer(id);
+    }
+
+    /// Answers a SYN with an RST.
+    pub(crate) fn refuse_syn(&mut self, path: &Path, syn: &[u8], view: &IpView) {
+        if let Some(tcp) = packet::parse_tcp(syn, view) {
+            self.send_reset(path, &tcp, view.end - view.transport);
+        }
+    }
+
+    /// An RST to a segment that belongs to no connection (RFC 9293, section 3.10.7.1).
+    fn send_reset(&mut self, path: &Path, segment: &packet::Tcp, len: usize) {
+        let Some(peer) = path.peer else { return };
+        let mut header = [0; 20];
+        header[..2].copy_from_slice(&segment.destination_port.to_be_bytes());
+        header[2..4].copy_from_slice(&segment.source_port.to_be_bytes());
+        header[12] = 5 << 4;
+        if segment.flags & flags::ACK != 0 {
+            header[4..8].copy_from_slice(&segment.ack.to_be_bytes());
+            header[13] = flags::RST;
+        } else {
+            let controls = (segment.flags & flags::SYN != 0, segment.flags & flags::FIN != 0);
+            let data = len.saturating_sub(segment.header_len);
+            let taken = data + usize::from(controls.0) + usize::from(controls.1);
+            let ack = segment.seq.wrapping_add(u32::try_from(taken).unwrap_or(0));
+            header[8..12].copy_from_slice(&ack.to_be_bytes());
+            header[13] = flags::RST | flags::ACK;
+        }
+        let head = Head {
+            source: path.local.ip(),
+            destination: path.remote.ip(),
+            protocol: packet::TCP,
+        };
+        let nic = &mut self.nics[path.nic];
+        nic.send_ip(path.queue, peer, head, &[&header], Some(16), &self.stats);
+    }
+
+    // --- UDP ---
+
+    fn udp_arrived(&mut self, now: Instant, arrival: Arrival, bytes: &[u8], view: &IpView) {
+        let Some(udp) = packet::parse_udp(bytes, view) else {
+            return self.stats.rx_malformed.add(1);
+        };
+        let local = SocketAddr::new(view.destination, udp.destination_port);
+        let remote = SocketAddr::new(view.source, udp.source_port);
+        let payload = &bytes[udp.payload.clone()];
+        let bound = self.udp_ports.get(&(Some(local.ip()), local.port()));
+        let bound = bound.or_else(|| self.udp_ports.get(&(None, local.port()))).copied();
+        if let Some(number) = bound {
+            let binding = &mut self.udp[number];
+            if !binding.queue.push(remote, payload) {
+                return self.stats.datagram_queue_drops.add(1);
+            }
+            self.stats.udp_rx.add(1);
+            if let Some(waker) = binding.waker.take() {
+                waker.wake();
+            }
+            return;
+        }
+        if self.transparent.is_some() {
+            return self.datagram_flow_arrived(arrival, packet::UDP, local, remote, bytes, payload);
+        }
+        self.send_unreachable(now, arrival, icmp::Unreachable::Port, bytes, view);
+    }
+
+    /// A datagram, or an echo request, of transparent mode.
+    fn datagram_flow_arrived(
+        &mut self,
+        arrival: Arrival,
+        protocol: u8,
+        local: SocketAddr,
+        remote: SocketAddr,
+        packet: &[u8],
+        payload: &[u8],
+    ) {
+        let key = FlowKey::new(arrival.nic, protocol, local, remote);
+        let known = self.flows.find(&key);
+        let is_new = known.is_none();
+        let id = match known {
+            Some(id) => id,
+            None => {
+                let waiting = self.transparent.as_ref().map_or(0, |offers| offers.queue.len());
+                if self.flows.datagram >= self.config.max_datagram_flows
+                    || waiting >= self.config.max_offers
+                {
+                    return self.stats.flows_over_cap.add(1);
+                }
+                self.stats.datagram_flows.add(1);
+                let flow = DatagramFlow {
+                    queue: DatagramQueue::new(self.config.datagram_queue),
+                    read_waker: None,
+                    first: Some(packet.to_vec()),
+                };
+                let Arrival { nic, queue, peer } = arrival;
+                let path = Path { nic, queue, local, remote, peer: Some(peer) };
+                self.flows.insert(key, path, FlowKind::Datagram(flow))
+            }
+        };
+        let Some((flow, _)) = self.flows.datagram_mut(id) else { return };
+        if flow.queue.push(remote, payload) {
+            self.stats.udp_rx.add(u64::from(protocol == packet::UDP));
+        } else {
+            self.stats.datagram_queue_drops.add(1);
+        }
+        if let Some(waker) = flow.read_waker.take() {
+            waker.wake();
+        }
+        if is_new {
+            self.offer(id);
+        }
+    }
+
+    fn offer(&mut self, id: FlowId) {
+        if let Some(offers) = &mut self.transparent {
+            offers.queue.push_back(id);
+            if let Some(waker) = offers.waker.take() {
+                waker.wake();
+            }
+        }
+    }
+
+    // --- ICMP ---
+
+    fn icmp_arrived(
+        &mut self,
+        now: Instant,
+        arrival: Arrival,
+        bytes: &[u8],
+        view: &IpView,
+        ours: bool,
+    ) {
+        if let Some(echo) = icmp::parse_echo(bytes, view).filter(|echo| echo.request) {
+            if ours {
+                return self.answer_echo(arrival, bytes, view);
+            }
+            if self.transparent.is_some() && Nic::is_unicast(view.destination) {
+                let local = SocketAddr::new(view.destination, 0);
+                let remote = SocketAddr::new(view.source, echo.ident);
+                // What follows the identifier is the flow's payload: sequence number and data.
+                let payload = &bytes[view.transport + ECHO_SEQUENCE_AT..view.end];
+                return self.datagram_flow_arrived(
+                    arrival, view.protocol, local, remote, bytes, payload,
+                );
+            }
+            return self.stats.rx_not_ours.add(1);
+        }
+        let on_ethernet = self.nics[arrival.nic].shape.link == LinkHeader::Ethernet;
+        if view.protocol == packet::ICMPV6
+            && on_ethernet
+            && self.neighbor_message_arrived(now, arrival, bytes, view)
+        {
+            return;
+        }
+        if ours && let Some(error) = icmp::parse_error(bytes, view) {
+            self.icmp_error_arrived(arrival, &error);
+        }
+    }
+
+    fn answer_echo(&mut self, arrival: Arrival, request: &[u8], view: &IpView) {
+        let Arrival { nic, queue, peer } = arrival;
+        self.scratch.resize(request.len().max(self.scratch.len()), 0);
+        if let Some(len) = icmp::echo_reply(&mut self.scratch, request, view) {
+            self.nics[nic].send_packet(queue, peer, &self.scratch[..len], &self.stats);
+            self.stats.echo_replies.add(1);
+        }
+    }
+
+    /// Sends an ICMP error about a packet, where one may be sent.
+    pub(crate) fn send_unreachable(
+        &mut self,
+        now: Instant,
+        arrival: Arrival,
+        why: icmp::Unreachable,
+        offending: &[u8],
+        view: &IpView,
+    ) {
+        if !self.limiter.allow(now) {
+            return self.stats.icmp_errors_limited.add(1);
+        }
+        let nic = &mut self.nics[arrival.nic];
+        // An error about a packet to a stranger comes from the router that we are to the sender.
+        let own = nic.owns(view.destination).then_some(view.destination);
+        let Some(source) = own.or_else(|| nic.source_for(view.source)) else { return };
+        let mut error = [0; MAX_ERROR_LEN];
+        if let Some(len) = icmp::unreachable(&mut error, why, offending, source) {
+            nic.send_packet(arrival.queue, arrival.peer, &error[..len], &self.stats);
+            self.stats.icmp_errors.add(1);
+        }
+    }
+
+    // --- neighbours ---
+
+    fn arp_arrived(&mut self, now: Instant, arrival: Arrival, frame: &[u8]) {
+        let Some(arp) = resolution::parse_arp(&frame[LinkHeader::Ethernet.len()..]) else {
+            return self.stats.rx_malformed.add(1);
+        };
+        let nic = &mut self.nics[arrival.nic];
+        let for_us = nic.owns(arp.target.into());
+        if !for_us {
+            return;
+        }
+        if arp.request {
+            let mut reply = [0; MAX_NEIGHBOR_FRAME];
+            if let Some(len) = resolution::arp_reply(&mut reply, nic.shape.mac, &arp) {
+                nic.send_frame(arrival.queue, &reply[..len], &self.stats);
+            }
+        }
+        // A request tells of its sender as well as a reply does (RFC 826).
+        if let Some((ip, mac)) = arp.claim() {
+            self.neighbor_learned(now, arrival.nic, ip, mac);
+        }
+    }
+
+    /// Whether the message was about neighbours, and so is dealt with.
+    fn neighbor_message_arrived(
+        &mut self,
+        now: Instant,
+        arrival: Arrival,
+        bytes: &[u8],
+        view: &IpView,
+    ) -> bool {
+        match resolution::parse_ndp(bytes, view) {
+            Some(Ndp::Solicitation(asked)) => {
+                let nic = &mut self.nics[arrival.nic];
+                if nic.owns(asked.target.into()) {
+                    let mut reply = [0; MAX_NEIGHBOR_FRAME];
+                    let (own, peer) = (nic.shape.mac, arrival.peer);
+                    let len = resolution::neighbor_advertisement(&mut reply, own, &asked, peer);
+                    if let Some(len) = len {
+                        nic.send_frame(arrival.queue, &reply[..len], &self.stats);
+                    }
+                    if let Some((ip, mac)) = asked.claim() {
+                        self.neighbor_learned(now, arrival.nic, ip, mac);
+                    }
+                }
+                true
+            }
+            Some(Ndp::Advertisement(told)) => {
+                if let Some((ip, mac)) = told.claim() {
+                    self.neighbor_learned(now, arrival.nic, ip, mac);
+                }
+                true
+            }
+            None => false,
+        }
+    }
+}

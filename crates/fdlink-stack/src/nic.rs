@@ -1,0 +1,426 @@
+//! An interface of the stack: a link's queues, its addresses, its neighbours, and how packets are
+//! put into its transmit queues.
+
+use std::net::{IpAddr, Ipv6Addr};
+use std::num::NonZeroU16;
+use std::task::Waker;
+use std::time::Instant;
+
+use fdlink::batch::{LinkHeader, ethernet_header};
+use fdlink::offload::checksum;
+use fdlink::offload::vnet::{ChecksumField, Gso, GsoKind, TxOffload};
+use fdlink::queue::{Closed, Receive, Transmit};
+use fdlink::{EtherType, LinkProperties, MacAddr};
+
+use crate::address::{Cidr, NicId, Route};
+use crate::flows::Path;
+use crate::fragment;
+use crate::ingress::MAX_NEIGHBOR_FRAME;
+use crate::neighbor::{Lookup, Neighbors};
+use crate::packet;
+use crate::resolution;
+use crate::stats::StackCounters;
+use crate::tcp::{ConnectionSpec, SEGMENT_HEADROOM, SegmentSink};
+
+/// Time to live of what we send (RFC 1700's recommendation, and Linux's default).
+const HOP_LIMIT: u8 = 64;
+/// Length of a TCP header without options (RFC 9293, section 3.1).
+const TCP_HEADER_LEN: usize = 20;
+/// The longest IP packet whose length field can say so.
+const MAX_IP_LEN: usize = 65_535;
+
+/// An interface.
+pub(crate) struct Nic {
+    pub(crate) id: NicId,
+    pub(crate) shape: Shape,
+    pub(crate) queues: Vec<NicQueue>,
+    pub(crate) addresses: Vec<Cidr>,
+    pub(crate) routes: Vec<Route>,
+    /// What waits for a neighbour is a whole IP packet.
+    pub(crate) neighbors: Neighbors<Box<[u8]>>,
+    /// Why it ended, once it has.
+    pub(crate) closed: Option<Closed>,
+    /// Tasks that wait for room in a transmit queue.
+    pub(crate) room_wakers: Vec<Waker>,
+    scratch: Vec<u8>,
+    /// The next IPv4 or IPv6 fragment identification.
+    ident: u32,
+}
+
+/// One descriptor of an interface.
+pub(crate) struct NicQueue {
+    pub(crate) rx: Option<Box<dyn Receive>>,
+    pub(crate) tx: Box<dyn Transmit>,
+}
+
+/// What is fixed about the frames of an interface.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shape {
+    pub(crate) link: LinkHeader,
+    pub(crate) mac: MacAddr,
+    pub(crate) mtu: usize,
+    pub(crate) trusts_unverified: bool,
+    tx_checksum: bool,
+    tso4: bool,
+    tso6: bool,
+    gso_max_size: usize,
+    /// The longest frame that a slot is asked for.
+    max_slot: usize,
+}
+
+/// The IP side of a packet to be sent.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Head {
+    pub(crate) source: IpAddr,
+    pub(crate) destination: IpAddr,
+    pub(crate) protocol: u8,
+}
+
+/// What became of a packet that was to be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// In the transmit queue, or waiting for the neighbour's answer.
+    Queued,
+    /// The transmit queue is full; nothing was done.
+    Full,
+    /// There is no way to send it; counted.
+    Dropped,
+}
+
+impl Nic {
+    pub(crate) fn new(
+        id: NicId,
+        properties: &LinkProperties,
+        queues: Vec<NicQueue>,
+        addresses: Vec<Cidr>,
+    ) -> Self {
+        let mtu = usize::try_from(properties.mtu).unwrap_or(MAX_IP_LEN).min(MAX_IP_LEN);
+        let caps = &properties.capabilities;
+        let shape = Shape {
+            link: properties.link_header,
+            mac: properties.address.unwrap_or_default(),
+            mtu,
+            trusts_unverified: caps.rx_checksum,
+            tx_checksum: caps.tx_checksum,
+            tso4: caps.tso4,
+            tso6: caps.tso6,
+            gso_max_size: properties.gso_max_size,
+            max_slot: properties.max_frame_len.max(properties.gso_max_size),
+        };
+        Self {
+            id,
+            shape,
+            queues,
+            addresses,
+            routes: Vec::new(),
+            neighbors: Neighbors::default(),
+            closed: None,
+            room_wakers: Vec::new(),
+            scratch: Vec::new(),
+            ident: 0,
+        }
+    }
+
+    /// Whether `address` is one of ours.
+    pub(crate) fn owns(&self, address: IpAddr) -> bool {
+        self.addresses.iter().any(|own| own.address() == address)
+    }
+
+    /// Our address to talk to `destination` from: one in its network, else the first of its kind.
+    pub(crate) fn source_for(&self, destination: IpAddr) -> Option<IpAddr> {
+        let same_kind =
+            || self.addresses.iter().filter(|a| a.address().is_ipv4() == destination.is_ipv4());
+        same_kind()
+            .find(|own| own.contains(destination))
+            .or_else(|| same_kind().next())
+            .map(Cidr::address)
+    }
+
+    /// The neighbour through which `destination` is reached: itself, or a gateway.
+    pub(crate) fn next_hop(&self, destination: IpAddr) -> Option<IpAddr> {
+        if self.addresses.iter().any(|own| own.contains(destination)) {
+            return Some(destination);
+        }
+        self.routes
+            .iter()
+            .filter(|route| route.destination.contains(destination))
+            .max_by_key(|route| route.destination.prefix())
+            .map(|route| route.gateway)
+    }
+
+    /// How a connection between these addresses is to be made.
+    pub(crate) fn connection_spec(&self, path: &Path, buffer: usize, cc: bool) -> ConnectionSpec {
+        let ip = packet::header_len(path.local.ip());
+        let headers = ip + TCP_HEADER_LEN;
+        let mss = self.shape.mtu.saturating_sub(headers).max(1);
+        let tso = if path.local.is_ipv4() { self.shape.tso4 } else { self.shape.tso6 };
+        // Whole segments only: a short one at the end of each super-frame would cost the peer a
+        // merge. The length field must be able to say it, in either IP version.
+        let room = self.shape.gso_max_size.saturating_sub(self.shape.link.len()).min(MAX_IP_LEN);
+        let whole = room.saturating_sub(headers) / mss * mss;
+        ConnectionSpec {
+            local_port: path.local.port(),
+            remote_port: path.remote.port(),
+            mss,
+            super_segment: (tso && whole > mss).then_some(whole),
+            buffer,
+            congestion_control: cc,
+        }
+    }
+
+    /// Sends an IP packet made of a header and `parts`. `checksum` is where the transport's
+    /// checksum field lies in the parts; the field's content is overwritten.
+    pub(crate) fn send_ip(
+        &mut self,
+        queue: usize,
+        peer: MacAddr,
+        head: Head,
+        parts: &[&[u8]],
+        checksum: Option<u16>,
+        stats: &StackCounters,
+    ) -> Outcome {
+        let payload: usize = parts.iter().map(|part| part.len()).sum();
+        let ip = packet::header_len(head.source);
+        if ip + payload > MAX_IP_LEN {
+            stats.tx_no_room.add(1);
+            return Outcome::Dropped;
+        }
+        if ip + payload > self.shape.mtu {
+            return self.send_in_fragments(queue, peer, head, parts, checksum, stats);
+        }
+        let link = self.shape.link.len();
+        let total = link + ip + payload;
+        let shape = self.shape;
+        let Some(mut slot) = self.queues[queue].tx.slot(total) else { return Outcome::Full };
+        let frame = &mut slot.bytes_mut()[..total];
+        shape.write_link_header(frame, peer, head.source);
+        write_packet(&mut frame[link..], head, 0, parts);
+        let offload = match checksum {
+            Some(offset) => shape.leave_checksum(frame, link + ip, offset, head),
+            None => TxOffload::default(),
+        };
+        slot.commit(total, offload);
+        Outcome::Queued
+    }
+
+    /// Sends a whole IP packet as it is; in fragments where it is longer than the MTU.
+    pub(crate) fn send_packet(
+        &mut self,
+        queue: usize,
+        peer: MacAddr,
+        whole: &[u8],
+        stats: &StackCounters,
+    ) -> Outcome {
+        let Ok(view) = packet::parse(whole) else { return Outcome::Dropped };
+        let head =
+            Head { source: view.source, destination: view.destination, protocol: view.protocol };
+        self.send_ip(queue, peer, head, &[&whole[view.transport..view.end]], None, stats)
+    }
+
+    fn send_in_fragments(
+        &mut self,
+        queue: usize,
+        peer: MacAddr,
+        head: Head,
+        parts: &[&[u8]],
+        checksum: Option<u16>,
+        stats: &StackCounters,
+    ) -> Outcome {
+        let payload: usize = parts.iter().map(|part| part.len()).sum();
+        let ip = packet::header_len(head.source);
+        self.ident = self.ident.wrapping_add(1);
+        // IPv4 identification 0 would mean "do not fragment" to our header writer.
+        let ident = u16::try_from(self.ident % 65_535).unwrap_or(0) + 1;
+        let mut scratch = std::mem::take(&mut self.scratch);
+        scratch.resize(ip + payload + self.shape.mtu, 0);
+        let (whole, piece) = scratch.split_at_mut(ip + payload);
+        write_packet(whole, head, ident, parts);
+        if let Some(offset) = checksum {
+            // Nobody completes a checksum over fragments for us.
+            let software = Shape { tx_checksum: false, ..self.shape };
+            software.leave_checksum(whole, ip, offset, head);
+        }
+        stats.tx_fragmented.add(1);
+        let (shape, link) = (self.shape, self.shape.link.len());
+        let tx = &mut self.queues[queue].tx;
+        let mut outcome = Outcome::Queued;
+        let wide_ident = self.ident;
+        fragment::for_each_fragment(whole, shape.mtu, wide_ident, piece, |fragment| {
+            let Some(mut slot) = tx.slot(link + fragment.len()) else {
+                outcome = Outcome::Dropped;
+                return;
+            };
+            let frame = &mut slot.bytes_mut()[..link + fragment.len()];
+            shape.write_link_header(frame, peer, head.source);
+            frame[link..].copy_from_slice(fragment);
+            slot.commit(link + fragment.len(), TxOffload::default());
+        });
+        if outcome == Outcome::Dropped {
+            stats.tx_no_room.add(1);
+        }
+        self.scratch = scratch;
+        outcome
+    }
+
+    /// Sends a whole frame that is not IP (ARP), or that carries its own headers (NDP).
+    pub(crate) fn send_frame(&mut self, queue: usize, frame: &[u8], stats: &StackCounters) {
+        let Some(mut slot) = self.queues[queue].tx.slot(frame.len()) else {
+            stats.tx_no_room.add(1);
+            return;
+        };
+        slot.bytes_mut()[..frame.len()].copy_from_slice(frame);
+        slot.commit(frame.len(), TxOffload::default());
+    }
+
+    /// The link address of the neighbour `hop`, asking for it where it is not known.
+    pub(crate) fn resolve(
+        &mut self,
+        now: Instant,
+        hop: IpAddr,
+        stats: &StackCounters,
+    ) -> Option<MacAddr> {
+        if self.shape.link == LinkHeader::None {
+            return Some(MacAddr::default());
+        }
+        match self.neighbors.lookup(now, hop) {
+            Lookup::Found(peer) => Some(peer),
+            Lookup::Ask => {
+                self.ask(hop, stats);
+                None
+            }
+            Lookup::Wait | Lookup::Failed => None,
+        }
+    }
+
+    /// Sends an ARP request or a neighbour solicitation.
+    pub(crate) fn ask(&mut self, hop: IpAddr, stats: &StackCounters) {
+        let Some(own) = self.source_for(hop) else { return };
+        let mut frame = [0; MAX_NEIGHBOR_FRAME];
+        if let Some(len) = resolution::request(&mut frame, self.shape.mac, own, hop) {
+            self.send_frame(0, &frame[..len], stats);
+        }
+    }
+
+    /// Whether a packet to `destination` is for us, or could be in transparent mode: never to a
+    /// group, never to nobody.
+    pub(crate) fn is_unicast(destination: IpAddr) -> bool {
+        match destination {
+            IpAddr::V4(a) => !a.is_multicast() && !a.is_broadcast() && !a.is_unspecified(),
+            IpAddr::V6(a) => !a.is_multicast() && a != Ipv6Addr::UNSPECIFIED,
+        }
+    }
+}
+
+fn write_packet(out: &mut [u8], head: Head, ident: u16, parts: &[&[u8]]) {
+    let payload: usize = parts.iter().map(|part| part.len()).sum();
+    let mut at = packet::write_header(
+        out,
+        head.source,
+        head.destination,
+        head.protocol,
+        payload,
+        ident,
+        HOP_LIMIT,
+    );
+    for part in parts {
+        out[at..at + part.len()].copy_from_slice(part);
+        at += part.len();
+    }
+}
+
+impl Shape {
+    fn write_link_header(&self, frame: &mut [u8], peer: MacAddr, source: IpAddr) {
+        if self.link == LinkHeader::Ethernet {
+            let protocol = if source.is_ipv4() { EtherType::IPV4 } else { EtherType::IPV6 };
+            frame[..self.link.len()].copy_from_slice(&ethernet_header(peer, self.mac, protocol));
+        }
+    }
+
+    /// Seeds the checksum field with the pseudo-header's sum and leaves the rest to the link, or
+    /// completes it here.
+    fn leave_checksum(&self, frame: &mut [u8], start: usize, offset: u16, head: Head) -> TxOffload {
+        let len = frame.len() - start;
+        let sum = packet::pseudo_header_sum(head.source, head.destination, head.protocol, len);
+        let at = start + usize::from(offset);
+        frame[at..at + 2].copy_from_slice(&sum.to_be_bytes());
+        let field = ChecksumField { start: u16::try_from(start).unwrap_or(0), offset };
+        if self.tx_checksum {
+            return TxOffload { checksum: Some(field), gso: None };
+        }
+        // The field lies within the frame: it was written just now.
+        let _ = checksum::complete(frame, field);
+        TxOffload::default()
+    }
+}
+
+/// Where one connection's segments go: into a transmit queue, in place.
+pub(crate) struct TcpOut<'a> {
+    pub(crate) tx: &'a mut dyn Transmit,
+    pub(crate) shape: &'a Shape,
+    pub(crate) path: &'a Path,
+    pub(crate) peer: MacAddr,
+    pub(crate) stats: &'a StackCounters,
+    pub(crate) sent_up_to: &'a mut Option<u32>,
+}
+
+impl TcpOut<'_> {
+    /// Offset of TCP's checksum in its header (RFC 9293, section 3.1).
+    const CHECKSUM_OFFSET: u16 = 16;
+}
+
+impl SegmentSink for TcpOut<'_> {
+    fn room(&mut self) -> bool {
+        self.tx.slot(self.shape.max_slot).is_some()
+    }
+
+    fn segment(&mut self, len: usize, mss: Option<NonZeroU16>, write: &mut dyn FnMut(&mut [u8])) {
+        let (local, remote) = (self.path.local.ip(), self.path.remote.ip());
+        let head = Head { source: local, destination: remote, protocol: packet::TCP };
+        let start = self.shape.link.len() + packet::header_len(local);
+        let total = start + len;
+        let Some(mut slot) = self.tx.slot(total) else {
+            // Not reached while a connection asks for room first; the bytes must still be written
+            // somewhere, and the peer's retransmission mends the loss.
+            write(&mut vec![0; SEGMENT_HEADROOM + len]);
+            self.stats.tx_no_room.add(1);
+            return;
+        };
+        let frame = &mut slot.bytes_mut()[..total];
+        write(&mut frame[start - SEGMENT_HEADROOM..]);
+        self.shape.write_link_header(frame, self.peer, local);
+        let link = self.shape.link.len();
+        packet::write_header(&mut frame[link..], local, remote, packet::TCP, len, 0, HOP_LIMIT);
+        let mut offload = self.shape.leave_checksum(frame, start, Self::CHECKSUM_OFFSET, head);
+        offload.gso = mss.map(|mss| tcp_gso(mss, local, start, frame));
+        note_sequence(&frame[start..], self.sent_up_to, self.stats);
+        slot.commit(total, offload);
+    }
+}
+
+fn tcp_gso(mss: NonZeroU16, local: IpAddr, start: usize, frame: &[u8]) -> Gso {
+    Gso {
+        kind: if local.is_ipv4() { GsoKind::TcpV4 } else { GsoKind::TcpV6 },
+        size: mss.get(),
+        header_len: u16::try_from(start + tcp_header_len(&frame[start..])).unwrap_or(0),
+        ecn: false,
+    }
+}
+
+/// Data offset, in 32-bit words (RFC 9293, section 3.1).
+fn tcp_header_len(segment: &[u8]) -> usize {
+    usize::from(segment[12] >> 4) * 4
+}
+
+/// Counts a segment whose data, or part of it, was sent before.
+fn note_sequence(segment: &[u8], sent_up_to: &mut Option<u32>, stats: &StackCounters) {
+    let data = segment.len().saturating_sub(tcp_header_len(segment));
+    if data == 0 {
+        return;
+    }
+    let seq = u32::from_be_bytes([segment[4], segment[5], segment[6], segment[7]]);
+    match *sent_up_to {
+        // Sequence numbers wrap: a difference in the upper half is a step back.
+        Some(up_to) if seq.wrapping_sub(up_to) > u32::MAX / 2 => stats.tcp_retransmits.add(1),
+        _ => *sent_up_to = Some(seq.wrapping_add(u32::try_from(data).unwrap_or(0))),
+    }
+}
