@@ -286,8 +286,8 @@ impl ErrorLimiter {
 fn message<'a>(packet: &'a [u8], view: &IpView) -> Option<&'a [u8]> {
     let protocol = if view.source.is_ipv4() { ICMPV4 } else { ICMPV6 };
     let message = packet::transport(packet, view, protocol)?;
-    let sum = packet::transport_checksum(view.source, view.destination, protocol, message);
-    (message.len() >= HEADER_LEN && sum == 0).then_some(message)
+    let valid = packet::transport_is_valid(view, protocol, message);
+    (message.len() >= HEADER_LEN && valid).then_some(message)
 }
 
 /// An ICMP header without its checksum.

@@ -10,8 +10,9 @@
 //!
 //! * IPv4 (RFC 791): the header checksum is verified; options are skipped.
 //! * IPv6 (RFC 8200 section 4): hop-by-hop and destination options, routing and fragment headers
-//!   are walked by [`chain`]. A packet that still has segments left to visit, or an option that says "discard me if you do not know me", is refused (sections 4.2 and 4.4).
-//!   An atomic fragment (offset 0, no more) is a whole packet (RFC 6946).
+//!   are walked by [`chain`]. A packet that still has segments left to visit, or an option that says
+//!   "discard me if you do not know me", is refused (sections 4.2 and 4.4). An atomic fragment
+//!   (offset 0, no more) is a whole packet (RFC 6946).
 //! * Lengths: what lies behind the packet's own length is padding. A super-frame can be longer than
 //!   the 16-bit field counts; then the field is 0 (BIG TCP) or has wrapped, and the slice's length
 //!   counts. In a frame short enough for the field to tell the truth, the field is believed.
@@ -282,24 +283,29 @@ pub(crate) fn pseudo_header_sum(
 }
 
 /// The checksum over a transport header and payload whose checksum field holds 0: what goes there.
-/// Over one that holds its checksum: 0 if that is right.
-///
-/// Not for UDP over IPv4, where a checksum of 0 is to be sent as all ones (RFC 768).
+/// Never 0 for UDP, where that means that there is none (RFC 768).
 pub(crate) fn transport_checksum(
     source: IpAddr,
     destination: IpAddr,
     protocol: u8,
     segment: &[u8],
 ) -> u16 {
+    let sum = transport_sum(source, destination, protocol, segment);
+    if protocol == UDP { sum.finish_nonzero() } else { sum.finish() }
+}
+
+/// Whether the checksum in a packet's transport header, which lies in `segment`, is right.
+pub(crate) fn transport_is_valid(view: &IpView, protocol: u8, segment: &[u8]) -> bool {
+    transport_sum(view.source, view.destination, protocol, segment).finish() == 0
+}
+
+fn transport_sum(source: IpAddr, destination: IpAddr, protocol: u8, segment: &[u8]) -> Sum {
     let sum = checksum::sum(segment);
-    match protocol {
+    if protocol == ICMPV4 {
         // RFC 792: the only transport here without a pseudo header.
-        ICMPV4 => sum.finish(),
-        _ => {
-            let pseudo = pseudo_header_sum(source, destination, protocol, segment.len());
-            sum.combine(Sum::of_word(pseudo)).finish()
-        }
+        return sum;
     }
+    sum.combine(Sum::of_word(pseudo_header_sum(source, destination, protocol, segment.len())))
 }
 
 /// A UDP header, and where its payload lies in the packet.

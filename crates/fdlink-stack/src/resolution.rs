@@ -168,8 +168,8 @@ pub(crate) fn parse_ndp(packet: &[u8], view: &IpView) -> Option<Ndp> {
         return None;
     };
     let bytes = packet::transport(packet, view, ICMPV6)?;
-    let sum = packet::transport_checksum(view.source, view.destination, ICMPV6, bytes);
-    if view.hop_limit != NDP_HOP_LIMIT || bytes.len() < NDP_LEN || sum != 0 {
+    let valid = packet::transport_is_valid(view, ICMPV6, bytes);
+    if view.hop_limit != NDP_HOP_LIMIT || bytes.len() < NDP_LEN || !valid {
         return None;
     }
     let message = Icmpv6Packet::new_checked(bytes).ok()?;

@@ -60,7 +60,7 @@ fn packets_built_by_etherparse_are_read_here() {
     let tcp = parse_tcp(&bytes, &view).unwrap();
     assert_eq!((tcp.source_port, tcp.destination_port), (1000, 443));
     assert_eq!((tcp.flags, tcp.seq, tcp.ack, tcp.header_len), (0x12, 77, 99, 20));
-    assert_eq!(transport_checksum(view.source, view.destination, TCP, &bytes[20..]), 0);
+    assert!(transport_is_valid(&view, TCP, &bytes[20..]));
     assert_eq!(parse_udp(&bytes, &view), None);
 
     let mut bytes = Vec::new();
@@ -81,8 +81,12 @@ fn packets_built_by_etherparse_are_read_here() {
     let udp = parse_udp(&bytes, &view).unwrap();
     assert_eq!((udp.source_port, udp.destination_port), (53, 5353));
     assert_eq!(&bytes[udp.payload], b"hello");
-    let segment = &bytes[view.transport..view.end];
-    assert_eq!(transport_checksum(view.source, view.destination, UDP, segment), 0);
+    let mut segment = bytes[view.transport..view.end].to_vec();
+    assert!(transport_is_valid(&view, UDP, &segment));
+    let sum = be16(&segment, 6);
+    segment[6..8].fill(0);
+    assert_eq!(transport_checksum(view.source, view.destination, UDP, &segment), sum);
+    assert!(!transport_is_valid(&view, UDP, &segment));
 }
 
 #[test]
@@ -228,6 +232,15 @@ fn transport_headers_that_do_not_fit_are_refused() {
         let tcp = parse_tcp(&bytes, &parse(&bytes).unwrap());
         assert_eq!(tcp.map(|tcp| tcp.header_len), header_len, "{len} {offset}");
     }
+}
+
+#[test]
+fn a_udp_checksum_is_never_none() {
+    // A source port that makes the sum all ones, and so the checksum 0.
+    let mut segment = [0, 0, 0, 53, 0, 8, 0, 0];
+    let rest = transport_sum(V4.0, V4.1, UDP, &segment).finish();
+    segment[..2].copy_from_slice(&rest.to_be_bytes());
+    assert_eq!(transport_checksum(V4.0, V4.1, UDP, &segment), 0xffff);
 }
 
 #[test]
