@@ -11,8 +11,8 @@
 //!
 //! Each fragment is put together in the caller's scratch memory and handed out; nothing is
 //! allocated. IPv4 (RFC 791 section 3.2) marks them in the header, IPv6 (RFC 8200 section 4.5) in a
-//! header of its own. For a packet that its sender, which is us, decided to cut: "don't fragment" is
-//! taken out. A transport checksum must be finished before, since it covers the whole packet.
+//! header of its own. For a packet that its sender, which is us, decided to cut: "don't fragment"
+//! is taken out. A transport checksum must be finished before, since it covers the whole packet.
 //!
 //! What is not here: headers that our stack does not write, IPv4 options and IPv6's headers for
 //! each hop; a packet with such is refused.
@@ -38,8 +38,8 @@ pub(crate) enum CannotFragment {
     Scratch,
 }
 
-/// Hands out `packet` in pieces of at most `mtu` bytes, and says how many. Padding behind it is left
-/// out; a packet that fits is handed out as it is. `scratch` has room for `mtu` bytes.
+/// Hands out `packet` in pieces of at most `mtu` bytes, and says how many. Padding behind it is
+/// left out; a packet that fits is handed out as it is. `scratch` has room for `mtu` bytes.
 ///
 /// `ident` tells the packet's fragments from those of others between the same two hosts; IPv4 takes
 /// its lower half. A piece of IPv4 that is cut again keeps its own.

@@ -1,11 +1,12 @@
-//! ICMP for IPv4 (RFC 792) and IPv6 (RFC 4443): echoes, errors that we send, errors about our flows.
+//! ICMP for IPv4 (RFC 792) and IPv6 (RFC 4443): echoes, errors that we send, errors about our
+//! flows.
 //!
 //! # Theory of operation
 //!
-//! Everything here writes a whole IP packet, with its checksums, into the caller's buffer, and gives
-//! its length; `None` where nothing may or can be sent. A packet from here fits into every MTU that
-//! its protocol allows, except for an echo reply, which is as long as the request and is cut by
-//! [`crate::fragment`] like any other packet.
+//! Everything here writes a whole IP packet, with its checksums, into the caller's buffer, and
+//! gives its length; `None` where nothing may or can be sent. A packet from here fits into every
+//! MTU that its protocol allows, except for an echo reply, which is as long as the request and is
+//! cut by [`crate::fragment`] like any other packet.
 //!
 //! * Errors quote the packet they are about: 576 bytes in all for IPv4 (RFC 1812 section 4.3.2.3),
 //!   1280 for IPv6 (RFC 4443 section 2.4 (c)).
@@ -92,7 +93,8 @@ pub(crate) fn write_echo_reply(
 
 /// Writes the reply to an echo request, from the address that was asked.
 ///
-/// Not where that is a group (RFC 1122 section 3.2.2.6 allows silence) or the source no single host.
+/// Not where that is a group (RFC 1122 section 3.2.2.6 allows silence) or the source no single
+/// host.
 pub(crate) fn echo_reply(out: &mut [u8], request: &[u8], view: &IpView) -> Option<usize> {
     let echo = parse_echo(request, view).filter(|echo| echo.request)?;
     if !is_single_host(view.source) || is_group(view.destination) {

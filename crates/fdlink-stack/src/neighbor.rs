@@ -16,11 +16,11 @@
 //! * A request is sent at most once a second for each address (RFC 1122 section 2.3.2.1), three
 //!   times in all (RFC 4861 section 10, MAX_MULTICAST_SOLICIT and RETRANS_TIMER). A host that does
 //!   not answer has failed for a second, in which everything for it is refused at once.
-//! * What is known is used for [`REACHABLE`]. After that the next lookup has it asked for again, and
-//!   it stays in use until three requests went unanswered: a host that is there never notices.
+//! * What is known is used for [`REACHABLE`]. After that the next lookup has it asked for again,
+//!   and it stays in use until three requests went unanswered: a host that is there never notices.
 //! * Packets wait in their neighbour's entry, [`WAITING_PACKETS`] each; the oldest gives way to a
-//!   newer one (RFC 1122 section 2.3.2.2 wants at least the latest kept). Their bytes are bounded for
-//!   each neighbour and for all.
+//!   newer one (RFC 1122 section 2.3.2.2 wants at least the latest kept). Their bytes are bounded
+//!   for each neighbour and for all.
 //! * A full cache forgets an entry that was never looked up, then the one looked up longest ago:
 //!   a peer that claims a thousand addresses displaces its own claims first.
 //!
@@ -38,8 +38,8 @@ use fdlink::MacAddr;
 const RETRY: Duration = Duration::from_secs(1);
 /// RFC 4861 section 10, MAX_MULTICAST_SOLICIT.
 const REQUESTS: u8 = 3;
-/// How long a link address is used before it is asked for again (Linux: 30 s ± half for NDP, 60 s
-/// before the garbage collector takes a neighbour).
+/// How long a link address is used before it is asked for again. Linux's
+/// base_reachable_time is 30 s; RFC 1122 section 2.3.2.1 has proxies time out after a minute.
 const REACHABLE: Duration = Duration::from_secs(60);
 /// How many packets wait for one neighbour.
 const WAITING_PACKETS: usize = 16;
@@ -176,9 +176,9 @@ impl<P> Neighbors<P> {
         }
     }
 
-    /// Keeps a packet of that many bytes until the neighbour's link address is known. For the caller
-    /// of a [`lookup`](Self::lookup) that found [`Lookup::Ask`] or [`Lookup::Wait`]. Whether it is
-    /// kept; if not, it was dropped and counted, and so is an older one that had to give way.
+    /// Keeps a packet of that many bytes until the neighbour's link address is known. For the
+    /// caller of a [`lookup`](Self::lookup) that found [`Lookup::Ask`] or [`Lookup::Wait`]. Whether
+    /// it is kept; if not, it was dropped and counted, and so is an older one that had to give way.
     pub(crate) fn hold(&mut self, ip: IpAddr, packet: P, len: usize) -> bool {
         let entry = self.entries.get_mut(&ip);
         let Some(entry) = entry.filter(|entry| matches!(entry.state, State::Incomplete(_))) else {

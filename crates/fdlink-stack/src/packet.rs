@@ -10,8 +10,8 @@
 //!
 //! * IPv4 (RFC 791): the header checksum is verified; options are skipped.
 //! * IPv6 (RFC 8200 section 4): hop-by-hop and destination options, routing and fragment headers
-//!   are walked by [`chain`]. A packet that still has segments left to visit, or an option that says
-//!   "discard me if you do not know me", is refused (sections 4.2 and 4.4). An atomic fragment
+//!   are walked by [`chain`]. A packet that still has segments left to visit, or an option that
+//!   says "discard me if you do not know me", is refused (sections 4.2 and 4.4). An atomic fragment
 //!   (offset 0, no more) is a whole packet (RFC 6946).
 //! * Lengths: what lies behind the packet's own length is padding. A super-frame can be longer than
 //!   the 16-bit field counts; then the field is 0 (BIG TCP) or has wrapped, and the slice's length
@@ -212,7 +212,8 @@ pub(crate) fn header_len(of: IpAddr) -> usize {
 /// too short or the addresses are of different versions.
 ///
 /// `ident` 0 says that the packet is not to be fragmented: "don't fragment" is set, and the field
-/// needs no unique value (RFC 6864 section 4.1). A packet too long for the length field has 0 there.
+/// needs no unique value (RFC 6864 section 4.1). A packet too long for the length field has 0
+/// there.
 pub(crate) fn write_header(
     out: &mut [u8],
     source: IpAddr,

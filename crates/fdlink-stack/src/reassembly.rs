@@ -1,20 +1,21 @@
-//! Puts fragments together: IPv4 (RFC 791 section 3.2, RFC 815's problem) and IPv6 (RFC 8200
+//! Puts fragments together: IPv4 (RFC 791 section 3.2) and IPv6 (RFC 8200
 //! section 4.5).
 //!
 //! # Theory of operation
 //!
-//! A packet that is incomplete keeps its fragments' data in order of their offsets, each in memory of
-//! its own. Since pieces never overlap, it is complete when their lengths add up to the end that the
-//! last fragment told; then one buffer is made, with the header of the first fragment.
+//! A packet that is incomplete keeps its fragments' data in order of their offsets, each in memory
+//! of its own. Since pieces never overlap, it is complete when their lengths add up to the end that
+//! the last fragment told; then one buffer is made, with the header of the first fragment.
 //!
 //! * Fragments belong together by source, destination and ident; with IPv4 also by protocol.
-//! * A packet with fragments that overlap, or that do not agree where it ends, is given up, and what
-//!   still comes of it is refused until its time is over (RFC 5722; for IPv4 as well, where nothing
-//!   but an attack makes such). The same fragment twice is tolerated: networks do that.
+//! * A packet with fragments that overlap, or that do not agree where it ends, is given up, and
+//!   what still comes of it is refused until its time is over (RFC 5722; for IPv4 as well, where
+//!   nothing but an attack makes such). The same fragment twice is tolerated: networks do that.
 //! * Congestion marks of all fragments count (RFC 3168 section 5.3).
 //! * Bounded by packets, bytes and pieces for each packet. A full table forgets the oldest: those
-//!   given up first. Time runs from the first fragment that came: 30 s for IPv4 (Linux's ipfrag_time;
-//!   RFC 1122 section 3.3.2 wants 60 to 120, for slower networks than today's), 60 s for IPv6.
+//!   given up first. Time runs from the first fragment that came: 30 s for IPv4 (Linux's
+//!   ipfrag_time; RFC 1122 section 3.3.2 wants 60 to 120, for slower networks than today's), 60 s
+//!   for IPv6.
 //!
 //! The result is a packet for [`crate::packet::parse`] like any other; its transport checksum has
 //! not been looked at by anyone. A peer may have put a fragment into a fragment; the result then is

@@ -15,7 +15,8 @@
 //!   nodes, unsolicited, for there is no address to send it to (RFC 4861 section 7.2.4).
 //!
 //! Whether a target is ours is the stack's matter, what to do with a claim the cache's
-//! ([`crate::neighbor`]). Routers, prefixes and redirects are not read: the stack is told its routes.
+//! ([`crate::neighbor`]). Routers, prefixes and redirects are not read: the stack is told its
+//! routes.
 #![forbid(unsafe_code)]
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

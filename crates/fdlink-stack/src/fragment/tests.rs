@@ -116,7 +116,11 @@ fn a_fragment_of_ipv4_may_be_cut_again() {
 
 proptest! {
     #[test]
-    fn no_bytes_make_it_panic(bytes in almost_packets(), mtu in 0_usize..200, room in 0_usize..200) {
+    fn no_bytes_make_it_panic(
+        bytes in almost_packets(),
+        mtu in 0_usize..200,
+        room in 0_usize..200,
+    ) {
         let mut scratch = vec![0; room];
         let _ = for_each_fragment(&bytes, mtu, 1, &mut scratch, |part| assert!(part.len() <= mtu));
     }

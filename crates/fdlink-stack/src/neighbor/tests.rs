@@ -142,7 +142,10 @@ fn a_full_cache_forgets_what_nobody_asked_for_first() {
 proptest! {
     #[test]
     fn it_stays_bounded_and_loses_no_count(
-        steps in proptest::collection::vec((0_u8..4, 0_u32..12, 0_u64..1500, 0_usize..100_000), 0..300)
+        steps in proptest::collection::vec(
+            (0_u8..4, 0_u32..12, 0_u64..1500, 0_usize..100_000),
+            0..300,
+        )
     ) {
         let (mut now, mut cache) = (Instant::now(), Neighbors::with_capacity(8));
         let (mut held, mut returned) = (0, 0);

@@ -13,8 +13,8 @@ pub(crate) const ROUTING: u8 = 43;
 pub(crate) const FRAGMENT: u8 = 44;
 pub(super) const DESTINATION_OPTIONS: u8 = 60;
 
-/// How many extension headers are walked: RFC 8504 section 5.3 lets a host set such a limit, and
-/// its text uses 8.
+/// How many extension headers are walked. RFC 8504 section 5.3 lets a host set a limit; RFC 8200
+/// section 4.1 recommends an order in which no packet has more than seven.
 pub(super) const MAX_EXTENSIONS: usize = 8;
 
 /// What the walk came to.

@@ -315,7 +315,10 @@ proptest! {
 
     #[test]
     fn no_fragments_break_its_bounds(
-        parts in proptest::collection::vec((0_u16..3, 0_u16..20, any::<bool>(), 0_usize..64), 0..200),
+        parts in proptest::collection::vec(
+            (0_u16..3, 0_u16..20, any::<bool>(), 0_usize..64),
+            0..200,
+        ),
         v6: bool,
     ) {
         let (mut now, mut table) = (Instant::now(), Reassembly::default());
