@@ -94,7 +94,8 @@ mod tests {
 
     #[test]
     fn what_is_no_network_is_refused() {
-        for bad in ["10.0.2.15", "10.0.2.15/33", "fd00::/129", "x/24", "10.0.2.15/", "10.0.2.15/-1"] {
+        for bad in ["10.0.2.15", "10.0.2.15/33", "fd00::/129", "x/24", "10.0.2.15/", "10.0.2.15/-1"]
+        {
             assert_eq!(bad.parse::<Cidr>(), Err(ParseCidrError), "{bad}");
         }
     }

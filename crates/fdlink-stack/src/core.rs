@@ -363,7 +363,9 @@ impl Core {
                 _ => None,
             };
             match tcp.failure {
-                Some(TcpFailure::Refused | TcpFailure::Reset) => self.stats.tcp_reset_by_peer.add(1),
+                Some(TcpFailure::Refused | TcpFailure::Reset) => {
+                    self.stats.tcp_reset_by_peer.add(1)
+                }
                 Some(TcpFailure::TimedOut) => self.stats.tcp_timed_out.add(1),
                 _ => {}
             }
@@ -488,11 +490,8 @@ impl Core {
         let full = self.config.tcp_buffer;
         let ample = self.pool.used() + 2 * full <= self.config.buffer_budget / 2;
         let buffer = if ample { full } else { full.min(SMALL_BUFFER) };
-        let spec: ConnectionSpec = self.nics[path.nic].connection_spec(
-            path,
-            buffer,
-            self.config.congestion_control,
-        );
+        let spec: ConnectionSpec =
+            self.nics[path.nic].connection_spec(path, buffer, self.config.congestion_control);
         let seed = random_seed();
         let made = match active {
             true => self.pool.active(&spec, seed),
@@ -535,14 +534,6 @@ impl Core {
             }
         }
         None
-    }
-
-    /// The interface that has `address`, or through which `remote` is reached.
-    pub(crate) fn nic_for(&self, remote: IpAddr) -> Option<usize> {
-        let open = |nic: &&Nic| nic.closed.is_none();
-        self.nics.iter().filter(open).position(|nic| {
-            nic.next_hop(remote).is_some() && nic.source_for(remote).is_some()
-        })
     }
 
     /// The listener for connections to `local`, an exact address before any.

@@ -279,6 +279,7 @@ impl ErrorLimiter {
     }
 
     /// How many were not sent.
+    #[cfg(test)]
     pub(crate) fn refused(&self) -> u64 {
         self.refused
     }

@@ -19,8 +19,8 @@ use crate::nic::{Head, Nic};
 use crate::packet::{self, IpView};
 use crate::reassembly;
 use crate::resolution::{self, Ndp};
-use crate::tcp::{Phase, SEGMENT_HEADROOM, flags};
 use crate::tcp::Connection;
+use crate::tcp::{Phase, SEGMENT_HEADROOM, flags};
 use crate::timers::FlowId;
 
 /// Offset of the sequence number in an echo message (RFC 792; RFC 4443, section 4.1).
@@ -43,7 +43,13 @@ pub(crate) struct Arrival {
 
 impl Core {
     /// A frame has come.
-    pub(crate) fn frame_arrived(&mut self, now: Instant, nic: usize, queue: usize, frame: Frame<'_>) {
+    pub(crate) fn frame_arrived(
+        &mut self,
+        now: Instant,
+        nic: usize,
+        queue: usize,
+        frame: Frame<'_>,
+    ) {
         let shape = self.nics[nic].shape;
         let (protocol, meta) = (frame.protocol(), *frame.meta());
         let peer = frame.source().unwrap_or_default();
@@ -68,10 +74,7 @@ impl Core {
     }
 
     fn packet_arrived(&mut self, now: Instant, arrival: Arrival, bytes: &mut [u8], verified: bool) {
-        let view = match packet::parse(bytes) {
-            Ok(view) => view,
-            Err(_) => return self.stats.rx_malformed.add(1),
-        };
+        let Ok(view) = packet::parse(bytes) else { return self.stats.rx_malformed.add(1) };
         if view.fragment.is_some() {
             return self.fragment_arrived(now, arrival, bytes, &view);
         }
@@ -198,7 +201,8 @@ impl Core {
             }
             listener.backlog += 1;
             // The connection replaces this placeholder at once.
-            let id = self.flows.insert(key, path, FlowKind::Pending(PendingTcp { syn: Vec::new() }));
+            let id =
+                self.flows.insert(key, path, FlowKind::Pending(PendingTcp { syn: Vec::new() }));
             let packet = &mut bytes[view.transport - SEGMENT_HEADROOM..view.end];
             if !self.open_passive(now, id, Owner::Listener(number), packet) {
                 self.listeners[number].backlog -= 1;
@@ -242,11 +246,8 @@ impl Core {
             header[8..12].copy_from_slice(&ack.to_be_bytes());
             header[13] = flags::RST | flags::ACK;
         }
-        let head = Head {
-            source: path.local.ip(),
-            destination: path.remote.ip(),
-            protocol: packet::TCP,
-        };
+        let head =
+            Head { source: path.local.ip(), destination: path.remote.ip(), protocol: packet::TCP };
         let nic = &mut self.nics[path.nic];
         nic.send_ip(path.queue, peer, head, &[&header], Some(16), &self.stats);
     }
@@ -355,7 +356,12 @@ impl Core {
                 // What follows the identifier is the flow's payload: sequence number and data.
                 let payload = &bytes[view.transport + ECHO_SEQUENCE_AT..view.end];
                 return self.datagram_flow_arrived(
-                    arrival, view.protocol, local, remote, bytes, payload,
+                    arrival,
+                    view.protocol,
+                    local,
+                    remote,
+                    bytes,
+                    payload,
                 );
             }
             return self.stats.rx_not_ours.add(1);
@@ -413,6 +419,10 @@ impl Core {
         let nic = &mut self.nics[arrival.nic];
         let for_us = nic.owns(arp.target.into());
         if !for_us {
+            // Said to somebody else, but said: a neighbour we know may have moved (RFC 826).
+            if let Some((ip, mac)) = arp.claim() {
+                nic.neighbors.update(now, ip, mac, true);
+            }
             return;
         }
         if arp.request {
@@ -452,8 +462,12 @@ impl Core {
                 true
             }
             Some(Ndp::Advertisement(told)) => {
-                if let Some((ip, mac)) = told.claim() {
+                let Some((ip, mac)) = told.claim() else { return true };
+                if told.solicited {
                     self.neighbor_learned(now, arrival.nic, ip, mac);
+                } else {
+                    let neighbors = &mut self.nics[arrival.nic].neighbors;
+                    neighbors.update(now, ip, mac, told.overrides);
                 }
                 true
             }

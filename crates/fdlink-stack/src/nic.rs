@@ -245,7 +245,7 @@ impl Nic {
         let tx = &mut self.queues[queue].tx;
         let mut outcome = Outcome::Queued;
         let wide_ident = self.ident;
-        fragment::for_each_fragment(whole, shape.mtu, wide_ident, piece, |fragment| {
+        let cut = fragment::for_each_fragment(whole, shape.mtu, wide_ident, piece, |fragment| {
             let Some(mut slot) = tx.slot(link + fragment.len()) else {
                 outcome = Outcome::Dropped;
                 return;
@@ -255,7 +255,8 @@ impl Nic {
             frame[link..].copy_from_slice(fragment);
             slot.commit(link + fragment.len(), TxOffload::default());
         });
-        if outcome == Outcome::Dropped {
+        if outcome == Outcome::Dropped || cut.is_err() {
+            outcome = Outcome::Dropped;
             stats.tx_no_room.add(1);
         }
         self.scratch = scratch;

@@ -49,7 +49,7 @@ impl Core {
         }
         self.driver.wake();
         let interface = &mut self.nics[nic];
-        let hop = interface.next_hop(remote.ip()).unwrap_or(remote.ip());
+        let hop = interface.next_hop(remote.ip()).unwrap_or_else(|| remote.ip());
         let packet = udp_packet(local, remote, bytes);
         let len = packet.len();
         if !interface.neighbors.hold(hop, packet, len) {
@@ -170,7 +170,8 @@ impl Core {
     }
 }
 
-fn udp_header(local: SocketAddr, remote: SocketAddr, payload: usize) -> [u8; 8] {
+/// A UDP header without its checksum.
+pub(crate) fn udp_header(local: SocketAddr, remote: SocketAddr, payload: usize) -> [u8; 8] {
     let mut header = [0; 8];
     header[..2].copy_from_slice(&local.port().to_be_bytes());
     header[2..4].copy_from_slice(&remote.port().to_be_bytes());

@@ -94,7 +94,16 @@ impl Stack {
 
     /// What has been counted.
     pub fn stats(&self) -> StackStats {
-        self.shared.core().stats.snapshot()
+        let core = self.shared.core();
+        let mut stats = core.stats.snapshot();
+        for nic in &core.nics {
+            // The caches count these themselves.
+            let counts = nic.neighbors.counts();
+            stats.neighbors_asked += counts.asked;
+            stats.neighbors_failed += counts.failed;
+            stats.neighbors_evicted += counts.evicted;
+        }
+        stats
     }
 
     /// How much of everything there is now.

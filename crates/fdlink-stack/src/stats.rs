@@ -75,6 +75,12 @@ fdlink::counters! {
         tx_no_room,
         /// Packets sent in fragments.
         tx_fragmented,
+        /// Requests for a neighbour's link address (ARP, NDP).
+        neighbors_asked,
+        /// Neighbours that did not answer.
+        neighbors_failed,
+        /// Neighbours forgotten because the cache was full.
+        neighbors_evicted,
     }
 }
 
@@ -90,4 +96,3 @@ pub struct StackLevels {
     /// Bytes of TCP buffer memory.
     pub buffer_bytes: usize,
 }
-

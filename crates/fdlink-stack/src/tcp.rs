@@ -94,9 +94,6 @@ pub(crate) trait Connection {
     /// Whether bytes can be sent still.
     fn may_write(&self) -> bool;
 
-    /// Bytes that the peer has not acknowledged.
-    fn unacknowledged(&self) -> usize;
-
     /// Lends the first run of readable bytes; `take` says how many it used.
     fn read(&mut self, take: &mut dyn FnMut(&[u8]) -> usize) -> usize;
 

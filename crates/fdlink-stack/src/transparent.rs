@@ -8,7 +8,7 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
@@ -16,8 +16,9 @@ use std::time::Instant;
 use crate::core::{Core, Offers};
 use crate::flows::{FlowKind, Owner, Path};
 use crate::icmp::{self, Unreachable};
-use crate::ingress::Arrival;
+use crate::ingress::{Arrival, MAX_ERROR_LEN};
 use crate::nic::Outcome;
+use crate::outward::udp_header;
 use crate::packet;
 use crate::sockets::TcpStream;
 use crate::stack::{Shared, Stack};
@@ -241,7 +242,7 @@ impl IncomingEcho {
     }
 
     /// Whom it asks.
-    pub fn destination(&self) -> std::net::IpAddr {
+    pub fn destination(&self) -> IpAddr {
         self.0.path.local.ip()
     }
 
@@ -338,7 +339,16 @@ impl UdpFlow {
     /// Tells the sender that nobody listens ("port unreachable" about what it sent last).
     pub fn refuse(self) {
         let mut core = self.0.shared.core();
-        core.port_unreachable(&self.0.path);
+        core.report(&self.0.path, |out, packet, source| {
+            icmp::unreachable(out, Unreachable::Port, packet, source)
+        });
+    }
+
+    /// Tells the sender that datagrams beyond `mtu` bytes, IP header included, cannot go further
+    /// ("fragmentation needed", or "packet too big").
+    pub fn too_big(&self, mtu: u32) {
+        let mut core = self.0.shared.core();
+        core.report(&self.0.path, |out, packet, source| icmp::too_big(out, mtu, packet, source));
     }
 }
 
@@ -408,25 +418,34 @@ impl Core {
         self.send_unreachable(Instant::now(), arrival, why.as_icmp(), &packet, &view);
     }
 
-    /// "Port unreachable" about a datagram as the peer of `path` would have sent it.
-    fn port_unreachable(&mut self, path: &Path) {
-        let mut packet = [0; 48];
+    /// An ICMP error about a datagram as the peer of `path` would have sent it.
+    fn report(
+        &mut self,
+        path: &Path,
+        write: impl FnOnce(&mut [u8], &[u8], IpAddr) -> Option<usize>,
+    ) {
+        let Some(peer) = path.peer else { return };
+        if !self.limiter.allow(Instant::now()) {
+            return self.stats.icmp_errors_limited.add(1);
+        }
         let (source, destination) = (path.remote.ip(), path.local.ip());
+        let header = udp_header(path.remote, path.local, 0);
+        let mut packet = [0; 48];
         let ip = packet::write_header(&mut packet, source, destination, packet::UDP, 8, 0, 64);
-        packet[ip..ip + 2].copy_from_slice(&path.remote.port().to_be_bytes());
-        packet[ip + 2..ip + 4].copy_from_slice(&path.local.port().to_be_bytes());
-        packet[ip + 4..ip + 6].copy_from_slice(&8_u16.to_be_bytes());
-        let packet = &packet[..ip + 8];
-        let (Ok(view), Some(peer)) = (packet::parse(packet), path.peer) else { return };
-        let arrival = Arrival { nic: path.nic, queue: path.queue, peer };
-        self.send_unreachable(Instant::now(), arrival, Unreachable::Port, packet, &view);
+        packet[ip..ip + 8].copy_from_slice(&header);
+        let nic = &mut self.nics[path.nic];
+        // It comes from whom the datagram was for: a connected socket hears no other.
+        let mut error = [0; MAX_ERROR_LEN];
+        if let Some(len) = write(&mut error, &packet[..ip + 8], destination) {
+            nic.send_packet(path.queue, peer, &error[..len], &self.stats);
+            self.stats.icmp_errors.add(1);
+        }
         self.driver.wake();
     }
 
     fn send_echo_reply(&mut self, path: &Path, sequence: u16, data: &[u8]) {
         let Some(peer) = path.peer else { return };
-        let (source, destination, ident) =
-            (path.local.ip(), path.remote.ip(), path.remote.port());
+        let (source, destination, ident) = (path.local.ip(), path.remote.ip(), path.remote.port());
         // Room for the headers in front of the data.
         self.scratch.resize((data.len() + 64).max(self.scratch.len()), 0);
         let out = &mut self.scratch;

@@ -272,7 +272,10 @@ impl TcpStream {
 
     fn flow<'a>(&self, core: &'a mut Core) -> io::Result<&'a mut TcpFlow> {
         // The entry lives as long as its owner; a missing one would be an error of ours.
-        core.flows.tcp_mut(self.id).map(|(tcp, _)| tcp).ok_or(io::ErrorKind::NotConnected.into())
+        core.flows
+            .tcp_mut(self.id)
+            .map(|(tcp, _)| tcp)
+            .ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
 }
 

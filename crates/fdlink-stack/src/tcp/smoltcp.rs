@@ -128,10 +128,6 @@ impl Connection for SmolTcp {
         self.phase() == Phase::Opening || self.socket().may_send()
     }
 
-    fn unacknowledged(&self) -> usize {
-        self.socket().send_queue()
-    }
-
     fn read(&mut self, take: &mut dyn FnMut(&[u8]) -> usize) -> usize {
         self.socket_mut()
             .recv(|bytes| {
@@ -244,7 +240,8 @@ impl ConnectionPool {
         let mut config = Config::new(HardwareAddress::Ip);
         config.random_seed = seed;
         let mut device = Unplugged(&capabilities);
-        let mut interface = Interface::new(config, &mut device, SmolInstant::from_micros(1_000_000));
+        let mut interface =
+            Interface::new(config, &mut device, SmolInstant::from_micros(1_000_000));
         interface.update_ip_addrs(|addresses| {
             // The vector holds two, and this is the first.
             let _ = addresses.push(IpCidr::new(LOCAL.into(), 24));

@@ -2,7 +2,7 @@
 
 // UNSAFETY: tokio's registration is unsafe because a type could close or replace its descriptor
 // while it is registered.
-#![expect(unsafe_code)]
+#![expect(unsafe_code, reason = "see above")]
 
 use std::io;
 use std::os::fd::OwnedFd;
