@@ -425,7 +425,9 @@ mod tests {
     fn link_addresses_are_read_and_printed() {
         let mac: MacAddr = "02:0a:00:00:00:ff".parse().unwrap();
         assert_eq!(mac.to_string(), "02:0a:00:00:00:ff");
-        for bad in ["", "02:0a:00:00:00", "02:0a:00:00:00:ff:01", "g2:0a:00:00:00:ff", "+2:0:0:0:0:0:"] {
+        for bad in
+            ["", "02:0a:00:00:00", "02:0a:00:00:00:ff:01", "g2:0a:00:00:00:ff", "+2:0:0:0:0:0:"]
+        {
             assert_eq!(bad.parse::<MacAddr>(), Err(ParseMacError), "{bad}");
         }
     }

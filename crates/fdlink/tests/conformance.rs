@@ -1,0 +1,428 @@
+//! Every kind of descriptor × every mode it has runs the same checks, and the outcome is printed
+//! as one table. What belongs to one kind only is in `kinds.rs`, the threads in `endpoint.rs`.
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test, which prints its table")]
+
+mod common;
+
+use std::io::IoSlice;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
+
+use common::{Kind, QUIET, Rig, closed, readable};
+use fdlink::offload::vnet::{ChecksumField, Gso, GsoKind, RxChecksum, TxOffload};
+use fdlink::{Closed, Fill, Mode, Sent, TxFrame};
+use testkit::packet::{self, Tcp, flag};
+
+/// A check, and for which kinds it has a meaning.
+struct Check {
+    name: &'static str,
+    applies: fn(Kind) -> bool,
+    run: fn(&mut Rig),
+}
+
+const ALL: fn(Kind) -> bool = |_| true;
+const SOCKETS: fn(Kind) -> bool = Kind::is_socket;
+const INTERFACES: fn(Kind) -> bool = |kind| !kind.is_socket();
+
+const CHECKS: &[Check] = &[
+    Check { name: "order and boundaries", applies: ALL, run: order_and_boundaries },
+    Check { name: "shortest and MTU-sized frames", applies: ALL, run: shortest_and_longest },
+    Check { name: "64 KiB frames", applies: SOCKETS, run: large_frames },
+    Check { name: "super-frames in", applies: INTERFACES, run: super_frames_in },
+    Check { name: "super-frames out", applies: INTERFACES, run: super_frames_out },
+    Check { name: "gathered lists", applies: ALL, run: gathered_lists },
+    Check { name: "slots and flush", applies: ALL, run: slots_and_flush },
+    Check { name: "a refused frame drops alone", applies: ALL, run: a_refused_frame_drops_alone },
+    Check { name: "batches given back, left, read", applies: ALL, run: batches_are_given_back },
+    Check { name: "readable only with frames", applies: ALL, run: readable_only_with_frames },
+    Check { name: "would block, in order", applies: SOCKETS, run: would_block },
+    Check { name: "slots that would block", applies: SOCKETS, run: slots_that_would_block },
+    Check { name: "truncation is counted", applies: SOCKETS, run: truncation },
+    Check { name: "empty messages", applies: SOCKETS, run: empty_messages },
+    Check { name: "peer closes", applies: |k| k == Kind::Seqpacket, run: peer_closes },
+    Check { name: "peer is gone", applies: |k| k == Kind::Datagram, run: peer_is_gone },
+    Check { name: "own host's frames", applies: |k| k == Kind::Packet, run: own_host },
+    Check { name: "link down and up", applies: |k| k == Kind::Packet, run: link_flaps },
+    Check { name: "down, then removed", applies: INTERFACES, run: removed },
+    Check { name: "kernel drops add up", applies: |k| k == Kind::Packet, run: kernel_drops },
+];
+
+#[test]
+fn sockets() {
+    table(&[Kind::Seqpacket, Kind::Datagram]);
+}
+
+#[test]
+fn packet_sockets() {
+    testkit::in_namespace(|| table(&[Kind::Packet]));
+}
+
+#[test]
+fn tun_and_tap() {
+    testkit::in_namespace(|| {
+        if testkit::has_tun("tun_and_tap") {
+            table(&[Kind::Tap, Kind::Tun]);
+        }
+    });
+}
+
+/// Runs every check on every mode of these kinds; fails at the end if any failed.
+fn table(kinds: &[Kind]) {
+    let columns: Vec<(Kind, Mode)> =
+        kinds.iter().flat_map(|kind| kind.modes().iter().map(|mode| (*kind, *mode))).collect();
+    let titles: Vec<String> =
+        columns.iter().map(|(kind, mode)| format!("{} {mode}", kind.name())).collect();
+    let mut text = format!("{:32}  {}\n", "", titles.join("  "));
+    let mut failed = Vec::new();
+    for check in CHECKS {
+        text += &format!("{:32}", check.name);
+        for ((kind, mode), title) in columns.iter().zip(&titles) {
+            let cell = if !(check.applies)(*kind) {
+                "-"
+            } else if passes(check, *kind, *mode) {
+                "ok"
+            } else {
+                failed.push(format!("{title}: {}", check.name));
+                "FAILED"
+            };
+            text += &format!("  {cell:width$}", width = title.len());
+        }
+        text.push('\n');
+    }
+    println!("{text}");
+    assert!(failed.is_empty(), "{failed:#?}");
+}
+
+fn passes(check: &Check, kind: Kind, mode: Mode) -> bool {
+    catch_unwind(AssertUnwindSafe(|| (check.run)(&mut Rig::new(kind, mode)))).is_ok()
+}
+
+fn order_and_boundaries(rig: &mut Rig) {
+    let shortest = rig.kind.shortest();
+    let mut bytes = 0;
+    for burst in 0..40_usize {
+        // A unix datagram socket queues no more than eleven.
+        let lens = (0..8).map(|i| shortest + (burst * 8 + i) * 37 % (1500 - shortest));
+        let frames: Vec<_> =
+            lens.enumerate().map(|(i, len)| rig.kind.frame(len, i.try_into().unwrap())).collect();
+        frames.iter().for_each(|frame| rig.peer.send(frame).unwrap());
+        assert_eq!(rig.recv(8), frames, "burst {burst}");
+        bytes += frames.iter().map(Vec::len).sum::<usize>();
+    }
+    rig.recv_nothing();
+    let rx = rig.stats.rx();
+    assert_eq!((rx.frames, rx.bytes), (320, bytes as u64));
+    assert_eq!((rx.truncated, rx.malformed, rx.kernel_drops, rx.super_frames), (0, 0, 0, 0));
+}
+
+fn shortest_and_longest(rig: &mut Rig) {
+    for len in [rig.kind.shortest(), 60, rig.properties.max_frame_len] {
+        let frame = rig.kind.frame(len, 9);
+        rig.peer.send(&frame).unwrap();
+        assert_eq!(rig.recv(1), std::slice::from_ref(&frame));
+        let sent = rig.tx.send(&[TxFrame::new(&[IoSlice::new(&frame)])]).unwrap();
+        assert_eq!(sent, Sent { taken: 1, sent: 1 });
+        assert_eq!(rig.peer_recv(1), [frame]);
+    }
+}
+
+fn large_frames(rig: &mut Rig) {
+    for len in [16_384, 65_000, 65_535] {
+        let frame = rig.kind.frame(len, 5);
+        rig.peer.send(&frame).unwrap();
+        assert_eq!(rig.recv(1), std::slice::from_ref(&frame));
+        rig.tx.send(&[TxFrame::new(&[IoSlice::new(&frame)])]).unwrap();
+        assert_eq!(rig.peer_recv(1), [frame]);
+    }
+}
+
+/// A super-frame of `segments` × 1400 bytes, what is left to do, and the same as a vnet header.
+fn super_frame(kind: Kind, segments: usize) -> (Vec<u8>, TxOffload, [u8; 10]) {
+    let payload = kind.frame(1400 * segments, 3);
+    let (source, destination) = ("192.0.2.1:5".parse().unwrap(), "192.0.2.2:6".parse().unwrap());
+    let (seq, ack, window) = (1, 1, 1000);
+    let mut packet = packet::tcp(Tcp {
+        source,
+        destination,
+        seq,
+        ack,
+        window,
+        flags: flag::ACK,
+        options: &[],
+        payload: &payload,
+    });
+    let len = packet.len() - 20;
+    let sum = packet::pseudo_header_sum(source.ip(), destination.ip(), 6, len);
+    packet[36..38].copy_from_slice(&sum.to_be_bytes());
+    if kind.header() > 0 {
+        packet = packet::ethernet_ip([2, 0, 0, 0, 0, 9], [2, 0, 0, 0, 0, 8], &packet);
+    }
+    let start = u16::try_from(kind.header() + 20).unwrap();
+    let gso = Gso { kind: GsoKind::TcpV4, size: 1400, header_len: start + 20, ecn: false };
+    let checksum = ChecksumField { start, offset: 16 };
+    let mut vnet = vec![1, 1]; // NEEDS_CSUM, TCPV4
+    for field in [gso.header_len, gso.size, checksum.start, checksum.offset] {
+        vnet.extend(field.to_ne_bytes());
+    }
+    let offload = TxOffload { checksum: Some(checksum), gso: Some(gso) };
+    (packet, offload, vnet.try_into().unwrap())
+}
+
+fn super_frames_in(rig: &mut Rig) {
+    for segments in [2, 45] {
+        let (frame, offload, vnet) = super_frame(rig.kind, segments);
+        rig.peer.send_with(&vnet, &frame).unwrap();
+        while rig.rx.fill().unwrap() == Fill::Empty {
+            assert!(readable(&*rig.rx, common::PATIENCE));
+        }
+        let arrived = rig.rx.batch().next().expect("the super-frame");
+        assert!(arrived.bytes() == frame, "{} bytes of {}", arrived.bytes().len(), frame.len());
+        let gso = arrived.meta().gso.expect("a super-frame");
+        assert_eq!((gso.kind, gso.size), (GsoKind::TcpV4, 1400));
+        assert_eq!(arrived.meta().checksum, RxChecksum::Partial(offload.checksum.unwrap()));
+    }
+    assert_eq!(rig.stats.rx().super_frames, 2);
+}
+
+fn super_frames_out(rig: &mut Rig) {
+    let (frame, offload, _) = super_frame(rig.kind, 44);
+    let (head, tail) = frame.split_at(60);
+    let parts = [IoSlice::new(head), IoSlice::new(tail)];
+    rig.tx.send(&[TxFrame::new(&parts).with_offload(offload)]).unwrap();
+    let mut slot = rig.tx.slot(frame.len()).unwrap();
+    slot.bytes_mut().copy_from_slice(&frame);
+    slot.commit(frame.len(), offload);
+    rig.tx.flush().unwrap();
+    for _ in 0..2 {
+        let (vnet, arrived) = rig.peer.recv_with(common::PATIENCE).unwrap().unwrap();
+        assert!(arrived == frame, "{} bytes of {}", arrived.len(), frame.len());
+        // NEEDS_CSUM, TCPV4, and the segments' size.
+        assert_eq!((vnet[0] & 1, vnet[1]), (1, 1));
+        assert_eq!(u16::from_ne_bytes([vnet[4], vnet[5]]), 1400);
+    }
+    assert_eq!(rig.stats.tx().super_frames, 2);
+}
+
+/// 150 frames of several lengths.
+fn frames(kind: Kind) -> Vec<Vec<u8>> {
+    let len = |i: usize| kind.shortest() + i * 53 % (1500 - kind.shortest());
+    (0..150).map(|i| kind.frame(len(i), i.try_into().unwrap())).collect()
+}
+
+fn gathered_lists(rig: &mut Rig) {
+    let frames = frames(rig.kind);
+    let parts: Vec<[IoSlice<'_>; 3]> = frames
+        .iter()
+        .map(|frame| {
+            let (head, tail) = frame.split_at(frame.len() / 3);
+            [IoSlice::new(head), IoSlice::new(&[]), IoSlice::new(tail)]
+        })
+        .collect();
+    let list: Vec<_> = parts.iter().map(|parts| TxFrame::new(parts)).collect();
+    let mut done = 0;
+    while done < list.len() {
+        let sent = rig.tx.send(&list[done..]).unwrap();
+        assert_eq!(sent.taken, sent.sent);
+        assert_eq!(rig.peer_recv(sent.taken), frames[done..done + sent.taken]);
+        done += sent.taken;
+    }
+    let tx = rig.stats.tx();
+    assert_eq!(tx.frames, 150);
+    assert_eq!(tx.bytes, frames.iter().map(|frame| frame.len() as u64).sum::<u64>());
+    assert!(rig.peer.recv(QUIET).unwrap().is_none());
+}
+
+fn slots_and_flush(rig: &mut Rig) {
+    let frames = frames(rig.kind);
+    // Some through slots and some by lists: the order is that of the calls.
+    for group in frames.chunks(5) {
+        let (by_list, by_slot) = group.split_last().unwrap();
+        for frame in by_slot {
+            let mut slot = rig.tx.slot(frame.len() + 7).unwrap();
+            slot.bytes_mut()[..frame.len()].copy_from_slice(frame);
+            slot.commit(frame.len(), TxOffload::default());
+        }
+        // A slot that is not committed is nothing.
+        assert!(rig.tx.slot(100).is_some());
+        assert_eq!(rig.tx.queued(), 4);
+        let sent = rig.tx.send(&[TxFrame::new(&[IoSlice::new(by_list)])]).unwrap();
+        assert_eq!((sent, rig.tx.queued()), (Sent { taken: 1, sent: 1 }, 0));
+        assert_eq!(rig.peer_recv(5), group);
+    }
+    assert_eq!(rig.stats.tx().frames, 150);
+    let too_long = rig.properties.max_frame_len.max(rig.properties.gso_max_size) + 1;
+    assert!(rig.tx.slot(too_long).is_none());
+}
+
+fn a_refused_frame_drops_alone(rig: &mut Rig) {
+    let (good, long) = (rig.kind.frame(100, 1), vec![0x45; 65_550]);
+    let (good, long) = ([IoSlice::new(&good)], [IoSlice::new(&long)]);
+    let list = [&good[..], &long, &good, &[], &good].map(TxFrame::new);
+    assert_eq!(rig.tx.send(&list).unwrap(), Sent { taken: 5, sent: 3 });
+    assert_eq!(rig.peer_recv(3), [good[0].to_vec(), good[0].to_vec(), good[0].to_vec()]);
+    let tx = rig.stats.tx();
+    assert_eq!((tx.frames, tx.too_long, tx.invalid), (3, 1, 1));
+}
+
+fn batches_are_given_back(rig: &mut Rig) {
+    let frame = rig.kind.frame(200, 1);
+    for round in 0..600 {
+        rig.peer.send(&frame).unwrap();
+        while rig.rx.fill().unwrap() == Fill::Empty {
+            assert!(readable(&*rig.rx, common::PATIENCE));
+        }
+        match round % 3 {
+            0 => rig.rx.release(),
+            1 => {}
+            _ => assert_eq!(rig.rx.batch().next().unwrap().bytes(), frame),
+        }
+        if round % 3 == 0 {
+            assert!(rig.rx.batch().next().is_none());
+        }
+        // A ring has fewer blocks than this has rounds.
+    }
+    assert_eq!(rig.stats.rx().frames, 600);
+}
+
+fn readable_only_with_frames(rig: &mut Rig) {
+    assert!(!readable(&*rig.rx, QUIET));
+    rig.peer.send(&rig.kind.frame(100, 1)).unwrap();
+    assert!(readable(&*rig.rx, common::PATIENCE));
+    assert_eq!(rig.recv(1).len(), 1);
+    rig.rx.release();
+    assert!(!readable(&*rig.rx, QUIET));
+}
+
+fn would_block(rig: &mut Rig) {
+    let frames: Vec<_> = (0..=255).map(|i| rig.kind.frame(1000, i)).collect();
+    let parts: Vec<_> = frames.iter().map(|frame| [IoSlice::new(frame)]).collect();
+    let list: Vec<_> = (0..40).flat_map(|_| parts.iter().map(|p| TxFrame::new(p))).collect();
+    let (mut done, mut cut) = (0, 0);
+    while done < list.len() {
+        let sent = rig.tx.send(&list[done..]).unwrap();
+        assert_eq!(sent.taken, sent.sent);
+        for i in done..done + sent.taken {
+            assert_eq!(rig.peer.recv(QUIET).unwrap().as_ref(), Some(&frames[i % 256]));
+        }
+        done += sent.taken;
+        cut += u64::from(done < list.len());
+    }
+    assert!(cut > 0, "nothing would block");
+    assert_eq!((rig.stats.tx().frames, rig.stats.tx().would_block), (list.len() as u64, cut));
+}
+
+fn slots_that_would_block(rig: &mut Rig) {
+    // Until neither the socket nor the arena takes more; then everything arrives, in order.
+    let mut committed = 0_usize;
+    while let Some(mut slot) = rig.tx.slot(1000) {
+        slot.bytes_mut()
+            .copy_from_slice(&rig.kind.frame(1000, (committed % 256).try_into().unwrap()));
+        slot.commit(1000, TxOffload::default());
+        committed += 1;
+    }
+    assert!(rig.tx.queued() > 0);
+    assert!(rig.tx.wakeup().descriptor.is_some());
+    for i in 0..committed {
+        let expected = rig.kind.frame(1000, (i % 256).try_into().unwrap());
+        assert_eq!(rig.peer.recv(QUIET).unwrap(), Some(expected), "{i} of {committed}");
+        rig.tx.flush().unwrap();
+    }
+    assert_eq!((rig.tx.queued(), rig.stats.tx().frames), (0, committed as u64));
+}
+
+fn truncation(rig: &mut Rig) {
+    let good = rig.kind.frame(1000, 1);
+    rig.peer.send(&good).unwrap();
+    rig.peer.send(&vec![1; 100_000]).unwrap();
+    rig.peer.send(&good).unwrap();
+    assert_eq!(rig.recv(2), [good.clone(), good]);
+    let rx = rig.stats.rx();
+    assert_eq!((rx.frames, rx.truncated), (2, 1));
+}
+
+fn empty_messages(rig: &mut Rig) {
+    let good = rig.kind.frame(1000, 1);
+    for frame in [&[][..], &good, &[], &[], &good] {
+        rig.peer.send(frame).unwrap();
+    }
+    assert_eq!(rig.recv(2), [good.clone(), good]);
+    assert_eq!((rig.stats.rx().frames, rig.stats.rx().malformed), (2, 3));
+}
+
+/// Replaces the far end by nothing.
+fn hang_up(rig: &mut Rig) {
+    rig.peer = testkit::Peer::on_socket(common::datagrams().0, 0);
+}
+
+fn peer_closes(rig: &mut Rig) {
+    let good = rig.kind.frame(1000, 1);
+    for frame in [&good[..], &[], &good] {
+        rig.peer.send(frame).unwrap();
+    }
+    hang_up(rig);
+    assert_eq!(rig.recv(2), [good.clone(), good.clone()]);
+    assert_eq!(closed(&mut *rig.rx), Closed::PeerClosed);
+    assert_eq!(closed(&mut *rig.rx), Closed::PeerClosed);
+    let error = rig.tx.send(&[TxFrame::new(&[IoSlice::new(&good)])]).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::BrokenPipe);
+}
+
+fn peer_is_gone(rig: &mut Rig) {
+    hang_up(rig);
+    let good = rig.kind.frame(1000, 1);
+    let parts = [IoSlice::new(&good)];
+    for _ in 0..2 {
+        let sent = rig.tx.send(&[TxFrame::new(&parts), TxFrame::new(&parts)]).unwrap();
+        assert_eq!(sent, Sent { taken: 2, sent: 0 });
+    }
+    assert_eq!(rig.stats.tx().peer_gone, 4);
+    rig.recv_nothing();
+}
+
+fn own_host(rig: &mut Rig) {
+    let neighbour = testkit::Peer::on_interface(&rig.interface).unwrap();
+    neighbour.send(&rig.kind.frame(100, 1)).unwrap();
+    rig.tx.send(&[TxFrame::new(&[IoSlice::new(&rig.kind.frame(100, 2))])]).unwrap();
+    assert_eq!(rig.peer_recv(2).len(), 2);
+    rig.recv_nothing();
+    assert_eq!(rig.stats.rx().frames, 0);
+}
+
+fn link_flaps(rig: &mut Rig) {
+    let frame = rig.kind.frame(100, 1);
+    testkit::interface::down(&rig.interface).unwrap();
+    let parts = [IoSlice::new(&frame)];
+    let list = [TxFrame::new(&parts)];
+    assert_eq!(rig.tx.send(&list).unwrap(), Sent { taken: 1, sent: 0 });
+    rig.recv_nothing();
+    assert_eq!((rig.stats.rx().link_down, rig.stats.tx().link_down), (1, 1));
+    testkit::interface::up(&rig.interface).unwrap();
+    // Either end swallows frames until its link watch has seen the carrier again.
+    while common::recv(&mut *rig.rx, 1, QUIET).is_empty() {
+        rig.peer.send(&frame).unwrap();
+    }
+    while rig.peer.recv(QUIET).unwrap().is_none() {
+        rig.tx.send(&list).unwrap();
+    }
+    assert_eq!(rig.stats.tx().link_down, 1);
+}
+
+fn removed(rig: &mut Rig) {
+    testkit::interface::down(&rig.interface).unwrap();
+    rig.recv_nothing();
+    testkit::interface::remove(&rig.interface).unwrap();
+    assert_eq!(closed(&mut *rig.rx), Closed::Removed);
+    let frame = rig.kind.frame(100, 1);
+    assert!(rig.tx.send(&[TxFrame::new(&[IoSlice::new(&frame)])]).is_err());
+}
+
+fn kernel_drops(rig: &mut Rig) {
+    const SENT: u64 = 30_000;
+    let frame = rig.kind.frame(1500, 1);
+    (0..SENT).for_each(|_| rig.peer.send(&frame).unwrap());
+    std::thread::sleep(Duration::from_millis(5));
+    let received = common::recv(&mut *rig.rx, usize::MAX, Duration::from_millis(100)).len() as u64;
+    let rx = rig.stats.rx();
+    assert_eq!((rx.frames, rx.frames + rx.kernel_drops), (received, SENT));
+    assert!(rx.kernel_drops > 0, "the flood fitted");
+}

@@ -1,0 +1,73 @@
+//! Tests in a network namespace of their own.
+//!
+//! A test process has threads, and a process with threads can neither unshare its user namespace
+//! nor safely go on after a fork. So the test's own binary is started once more, in the namespaces,
+//! with the order to run just this test; that process sees by an environment variable that it has
+//! arrived.
+
+use std::io::ErrorKind;
+use std::process::Command;
+
+use crate::skip;
+use crate::sys::unshare::unshare_network;
+
+const ARRIVED: &str = "FDLINK_TESTKIT_NAMESPACE";
+
+/// What the inner process prints when the test has come to its end. A name that the harness does
+/// not know would run nothing and succeed.
+const DONE: &str = "testkit: the test has run in its namespace";
+
+/// Runs the body of a test in a fresh network namespace, as its root, with the loopback interface
+/// up and IPv6 silent on interfaces made later. To be the whole body of a `#[test]` function:
+/// what stands before or after it runs in the outer process, too.
+///
+/// # Panics
+///
+/// Where the test fails.
+pub fn in_namespace<F: FnOnce()>(body: F) {
+    if std::env::var_os(ARRIVED).is_some() {
+        set_up();
+        body();
+        println(DONE);
+        return;
+    }
+    let name = test_name::<F>();
+    let binary = std::env::current_exe().expect("the path of this test");
+    let mut command = Command::new(binary);
+    command.args([name.as_str(), "--exact", "--nocapture", "--test-threads=1"]);
+    command.env(ARRIVED, &name);
+    unshare_network(&mut command);
+    let output = match command.output() {
+        Ok(output) => output,
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+            return skip(&name, &format!("no namespace: {error}"));
+        }
+        Err(error) => return skip(&name, &format!("cannot start it in a namespace: {error}")),
+    };
+    let text = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    let inner = |line: &&str| *line != DONE && !line.is_empty();
+    text.lines().filter(inner).for_each(println);
+    assert!(output.status.success(), "{name} failed in its namespace: {errors}");
+    assert!(text.contains(DONE), "{name} did not run in its namespace: {text}{errors}");
+}
+
+/// The harness's name of the test whose closure `F` is: `file::test::{{closure}}` without both.
+fn test_name<F>() -> String {
+    let name = std::any::type_name::<F>();
+    let name = name.split_once("::").map_or(name, |(_, rest)| rest);
+    name.trim_end_matches("::{{closure}}").to_owned()
+}
+
+fn set_up() {
+    // Router solicitations and the like would disturb exact counts.
+    let _ = std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
+    let _ = std::fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1");
+    crate::interface::up("lo").expect("lo up, in a namespace of our own");
+}
+
+/// Past the harness's capture: a `SKIPPED` line is to be seen.
+fn println(line: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stdout().lock(), "{line}");
+}

@@ -1,0 +1,4 @@
+//! System calls behind safe functions; the only place of this crate with unsafe code.
+
+pub(crate) mod packet;
+pub(crate) mod unshare;

@@ -1,0 +1,55 @@
+//! Raw AF_PACKET sockets.
+
+// UNSAFETY: sockaddr_ll and SOL_PACKET are in no safe wrapper.
+#![expect(unsafe_code, reason = "UNSAFETY, above")]
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+/// An AF_PACKET socket bound to the interface of that index: with a vnet header of 10 bytes, and
+/// without what this host sends itself.
+pub(crate) fn open(index: u32) -> io::Result<OwnedFd> {
+    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
+    // SAFETY: socket takes three integers.
+    let raw = check(unsafe { libc::socket(libc::AF_PACKET, kind, 0) })?;
+    // SAFETY: socket returned this descriptor just now, so nobody else owns it.
+    let fd = unsafe { OwnedFd::from_raw_fd(raw) };
+    for name in [libc::PACKET_VNET_HDR, libc::PACKET_IGNORE_OUTGOING] {
+        set_option(&fd, libc::SOL_PACKET, name, 1)?;
+    }
+    // As root a test may send faster than the default buffer takes.
+    let _ = set_option(&fd, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, 8 << 20);
+    bind(&fd, index)?;
+    Ok(fd)
+}
+
+fn bind(fd: &OwnedFd, index: u32) -> io::Result<()> {
+    let name = libc::sockaddr_ll {
+        sll_family: 17,              // AF_PACKET, in the type of this field
+        sll_protocol: 3_u16.to_be(), // ETH_P_ALL
+        sll_ifindex: index.cast_signed(),
+        sll_hatype: 0,
+        sll_pkttype: 0,
+        sll_halen: 0,
+        sll_addr: [0; 8],
+    };
+    let at = (&raw const name).cast();
+    let len = len_of::<libc::sockaddr_ll>();
+    // SAFETY: `at` points to a sockaddr_ll of the length given.
+    check(unsafe { libc::bind(fd.as_raw_fd(), at, len) }).map(|_| ())
+}
+
+fn set_option(fd: &OwnedFd, level: i32, name: i32, value: libc::c_int) -> io::Result<()> {
+    let at = (&raw const value).cast();
+    let len = len_of::<libc::c_int>();
+    // SAFETY: `at` points to the `len` bytes of `value`.
+    check(unsafe { libc::setsockopt(fd.as_raw_fd(), level, name, at, len) }).map(|_| ())
+}
+
+fn len_of<T>() -> libc::socklen_t {
+    libc::socklen_t::try_from(size_of::<T>()).unwrap_or(0)
+}
+
+fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
