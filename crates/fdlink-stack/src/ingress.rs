@@ -41,6 +41,13 @@ pub(crate) struct Arrival {
     pub(crate) peer: MacAddr,
 }
 
+/// Whether a packet came as it is.
+#[derive(Clone, Copy)]
+enum Origin {
+    Link,
+    Reassembled,
+}
+
 impl Core {
     /// A frame has come.
     pub(crate) fn frame_arrived(
@@ -65,7 +72,7 @@ impl Core {
         match protocol {
             Some(EtherType::IPV4 | EtherType::IPV6) => {
                 let at = meta.link_header.len();
-                self.packet_arrived(now, arrival, &mut bytes[at..], verified);
+                self.packet_arrived(now, arrival, &mut bytes[at..], verified, Origin::Link);
             }
             Some(EtherType::ARP) => self.arp_arrived(now, arrival, bytes),
             Some(_) => self.stats.rx_unknown_protocol.add(1),
@@ -73,10 +80,20 @@ impl Core {
         }
     }
 
-    fn packet_arrived(&mut self, now: Instant, arrival: Arrival, bytes: &mut [u8], verified: bool) {
+    fn packet_arrived(
+        &mut self,
+        now: Instant,
+        arrival: Arrival,
+        bytes: &mut [u8],
+        verified: bool,
+        origin: Origin,
+    ) {
         let Ok(view) = packet::parse(bytes) else { return self.stats.rx_malformed.add(1) };
-        if view.fragment.is_some() {
-            return self.fragment_arrived(now, arrival, bytes, &view);
+        match (view.fragment, origin) {
+            (None, _) => {}
+            (Some(_), Origin::Link) => return self.fragment_arrived(now, arrival, bytes, &view),
+            // Fragments of fragments are nobody's honest doing, and could nest without end.
+            (Some(_), Origin::Reassembled) => return self.stats.rx_malformed.add(1),
         }
         self.stats.rx_packets.add(1);
         if !verified {
@@ -117,7 +134,7 @@ impl Core {
             reassembly::Outcome::Waiting => {}
             reassembly::Outcome::Dropped(_) => self.stats.rx_fragments_dropped.add(1),
             reassembly::Outcome::Complete(mut whole) => {
-                self.packet_arrived(now, arrival, &mut whole, false);
+                self.packet_arrived(now, arrival, &mut whole, false, Origin::Reassembled);
             }
         }
     }
