@@ -83,6 +83,7 @@ fn set_up(plan: &Plan<'_>, control: &Control, copied: &Copied) -> Result<ChildSi
         return Err(Failure { step: Step::DeathSignal, errno: Errno::PIPE });
     }
     signal::block_all(copied).at(Step::Signals)?;
+    signal::keep_children(copied).at(Step::Signals)?;
     let children = ChildSignal::new().at(Step::Signals)?;
 
     privileges::map_ids(plan)?;

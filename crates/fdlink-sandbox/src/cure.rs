@@ -70,6 +70,7 @@ fn namespaces(errno: Errno) -> Option<String> {
              none can be made there"
                 .into(),
         ),
+        Errno::AGAIN => Some("too many processes of this user: ulimit -u shows the limit".into()),
         Errno::INVAL => {
             Some("this kernel has no user namespaces (CONFIG_USER_NS): use another one".into())
         }
@@ -135,7 +136,7 @@ mod tests {
         assert!(cure(Step::GidMap, Errno::PERM).unwrap().contains("apparmor"));
         assert_eq!(cure(Step::Route4, Errno::INVAL), None);
         assert!(Error::Threads { threads: 3 }.cure().unwrap().contains("before"));
-        for errno in [Errno::PERM, Errno::NOSPC, Errno::USERS, Errno::INVAL] {
+        for errno in [Errno::PERM, Errno::NOSPC, Errno::USERS, Errno::INVAL, Errno::AGAIN] {
             let error = Error::Namespaces(errno.into());
             assert!(error.cure().is_some(), "{error:?}");
         }

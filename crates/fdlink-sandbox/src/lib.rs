@@ -30,6 +30,12 @@
 //!   everything else is an [`Error`] with its cause, and with a cure where one is known
 //!   ([`Error::cure`]).
 //!
+//! # What it is not
+//!
+//! A wall around the network, not around files: the command has its user's files, and whatever
+//! listens on a socket *in the file system* (an agent, a display, a container engine) can be asked
+//! to use the network for it. Abstract sockets and loopback are its own.
+//!
 //! # Signals and terminals
 //!
 //! CMD has P's standard streams, session and process group. A Ctrl-C at the terminal therefore

@@ -46,7 +46,8 @@ const MASKED: [&str; 4] =
 /// Puts our `resolv.conf` in place and masks other ways to resolve names.
 pub(crate) fn set_up(resolvers: &[IpAddr], notes: &mut Vec<String>) {
     let path = Path::new(ETC).join(NAME);
-    let content = content(&fs::read_to_string(&path).unwrap_or_default(), resolvers);
+    let host = fs::read(&path).unwrap_or_default();
+    let content = content(&String::from_utf8_lossy(&host), resolvers);
     let target = target(&path);
     let masked = mask_sockets(&target, &content, notes);
     let result = match &target {

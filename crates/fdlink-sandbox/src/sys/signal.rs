@@ -1,4 +1,4 @@
-//! Signal masks, the one disposition that Rust changes, and a descriptor for SIGCHLD.
+//! Signal masks, the two dispositions that must not be inherited, and a descriptor for SIGCHLD.
 
 // UNSAFETY: signal sets are filled in by libc through pointers, and rustix has neither these calls
 // nor signalfd in its safe interface.
@@ -22,11 +22,14 @@ pub(crate) fn block_all(_copied: &Copied) -> io::Result<()> {
 /// ignored. Handlers need no care (exec resets them), and a signal that P's parent had ignored
 /// stays ignored, as `nohup` needs it.
 pub(crate) fn reset_for_exec(_copied: &Copied) -> io::Result<()> {
-    // SAFETY: SIG_DFL runs no code of ours, and SIGPIPE is a signal number.
-    if unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) } == libc::SIG_ERR {
-        return Err(io::Error::last_os_error());
-    }
+    set_default(libc::SIGPIPE)?;
     set_mask(&empty_set())
+}
+
+/// Has the kernel keep the statuses of ended children. Where P's parent had SIGCHLD ignored it
+/// would reap them by itself, and `wait` know nothing (ECHILD).
+pub(crate) fn keep_children(_copied: &Copied) -> io::Result<()> {
+    set_default(libc::SIGCHLD)
 }
 
 /// A descriptor that is readable while a SIGCHLD is pending.
@@ -59,6 +62,14 @@ impl ChildSignal {
 impl AsFd for ChildSignal {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
+    }
+}
+
+fn set_default(signal: i32) -> io::Result<()> {
+    // SAFETY: SIG_DFL runs no code of ours; a number that is no signal is EINVAL.
+    match unsafe { libc::signal(signal, libc::SIG_DFL) } {
+        libc::SIG_ERR => Err(io::Error::last_os_error()),
+        _ => Ok(()),
     }
 }
 
