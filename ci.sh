@@ -1,0 +1,145 @@
+#!/usr/bin/env bash
+# What a change must pass. `./ci.sh` runs every step, `./ci.sh STEP…` those named; `./ci.sh list` names them.
+# The last line is `N passed, N failed, N skipped`: every test counts, and every step that is no test run.
+# As root, or with CI set, a test that skips itself for want of a right or a program has failed.
+set -uo pipefail
+cd "$(dirname "$0")" || exit 1
+
+STEPS="packages fmt lint unsafe tree deny doc cross test clients demo"
+PASSED=0 FAILED=0 SKIPPED=0
+TARGET=${CARGO_TARGET_DIR:-target}
+LOG=$(mktemp -d) || exit 1
+trap 'rm -rf "$LOG"' EXIT
+if [ "$(id -u)" = 0 ] || [ -n "${CI:-}" ]; then export FDLINK_REQUIRE=1; fi
+export INSTA_UPDATE=no CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-never}
+
+say() { printf '\n== %s\n' "$*"; }
+pass() { PASSED=$((PASSED + 1)); }
+fail() { FAILED=$((FAILED + 1)); printf 'FAILED: %s\n' "$*"; }
+# Something that this machine cannot do: said, and a failure where it is required.
+skip() {
+  printf 'SKIPPED: %s\n' "$*"
+  if [ -n "${FDLINK_REQUIRE:-}" ]; then FAILED=$((FAILED + 1)); else SKIPPED=$((SKIPPED + 1)); fi
+}
+check() { local name=$1; shift; if "$@"; then pass; else fail "$name"; fi; }
+
+# The programs that tests drive, and the Debian packages they come in.
+step_packages() {
+  local missing=() pair
+  for pair in curl:curl iperf3:iperf3 dig:bind9-dnsutils ip:iproute2 ping:iputils-ping python3:python3; do
+    command -v "${pair%%:*}" >/dev/null || missing+=("${pair#*:}")
+  done
+  [ ${#missing[@]} = 0 ] && { pass; return; }
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    DEBIAN_FRONTEND=noninteractive
+    export DEBIAN_FRONTEND
+    apt-get update -qq && apt-get install -y -qq --no-install-recommends "${missing[@]}" >"$LOG/apt" 2>&1 && { pass; return; }
+    tail -n 5 "$LOG/apt"
+  fi
+  skip "not installed: ${missing[*]}"
+}
+
+step_fmt() { check fmt cargo fmt --all --check; }
+
+step_lint() {
+  check "clippy" cargo clippy --workspace --all-targets --quiet -- -D warnings
+  check "clippy of the library without features" cargo clippy -p fdlink --quiet -- -D warnings
+}
+
+# `unsafe` only under sys/, where every file says why and every block its reason.
+step_unsafe() {
+  local outside undocumented
+  outside=$(grep -rnE '\bunsafe[[:space:]]+(\{|fn\b|impl\b|extern\b|trait\b)|\bunsafe[[:space:]]*\{' crates --include='*.rs' |
+    grep -vE '^crates/[^/]+/src/sys(/|\.rs:)')
+  [ -z "$outside" ] && pass || { printf '%s\n' "$outside"; fail "unsafe code outside of sys/"; }
+  undocumented=$(grep -rlE '\bunsafe[[:space:]]*(\{|fn|impl|extern)' crates/*/src/sys* --include='*.rs' | xargs -r grep -L '^// UNSAFETY: ')
+  [ -z "$undocumented" ] && pass || { printf '%s\n' "$undocumented"; fail "files under sys/ without an UNSAFETY line"; }
+  # Each block's SAFETY comment: clippy's undocumented_unsafe_blocks is an error in the workspace's lints.
+  check "undocumented_unsafe_blocks is denied" grep -q '^undocumented_unsafe_blocks = "deny"' Cargo.toml
+}
+
+# The library's weight for those who only want the library.
+step_tree() {
+  local count
+  count=$(cargo tree -p fdlink -e normal,build --no-default-features --prefix none | sed 's/ (\*)//' | sort -u | wc -l)
+  echo "fdlink without features: $count crates"
+  check "more than 20 crates in cargo tree -p fdlink" test "$count" -le 20
+}
+
+step_deny() {
+  if ! cargo deny --version >/dev/null 2>&1; then
+    echo "installing cargo-deny (some minutes)"
+    cargo install --locked --quiet cargo-deny >"$LOG/deny" 2>&1 || { tail -n 3 "$LOG/deny"; skip "cargo-deny could not be installed"; return; }
+  fi
+  check "cargo deny" cargo deny --offline check bans licenses sources
+}
+
+step_doc() { RUSTDOCFLAGS="-D warnings" check doc cargo doc --workspace --no-deps --document-private-items --quiet; }
+
+step_cross() {
+  local target=aarch64-unknown-linux-gnu
+  if rustc --print target-libdir --target $target 2>/dev/null | xargs -r test -d; then
+    check "$target" cargo check --workspace --target $target --quiet
+  else
+    # Not a test that needs a right: a toolchain that this machine does not have.
+    echo "the $target toolchain is not installed: not checked"
+  fi
+}
+
+# Adds up what test binaries say of themselves.
+count_tests() {
+  local passed failed ignored skipped
+  read -r passed failed ignored < <(sed -nE 's/^test result: [a-zA-Z]+\. ([0-9]+) passed; ([0-9]+) failed; ([0-9]+) ignored.*/\1 \2 \3/p' "$1" |
+    awk '{p += $1; f += $2; i += $3} END {print p + 0, f + 0, i + 0}')
+  skipped=$(grep -c 'SKIPPED' "$1")
+  PASSED=$((PASSED + passed)) FAILED=$((FAILED + failed)) SKIPPED=$((SKIPPED + ignored))
+  # A test that skipped itself has returned, and so was counted as passed.
+  [ "$skipped" = 0 ] || { grep 'SKIPPED' "$1" | sort -u; PASSED=$((PASSED - skipped)); SKIPPED=$((SKIPPED + skipped)); }
+  [ "$passed" -gt 0 ] || fail "no test ran"
+}
+
+step_test() {
+  cargo test --workspace --no-fail-fast -- --show-output >"$LOG/test" 2>&1
+  local status=$?
+  grep -E '^test result|^     Running|FAILED|panicked at|^error' "$LOG/test"
+  count_tests "$LOG/test"
+  if [ $status != 0 ]; then
+    sed -n '/^failures:/,/^test result/p' "$LOG/test" | head -n 200
+    grep -qE '^test result: FAILED' "$LOG/test" || { tail -n 30 "$LOG/test"; fail "cargo test"; }
+  fi
+}
+
+release() { cargo build --release --quiet || { fail "release build"; return 1; }; }
+
+# Real clients through `fdlink run`: a line for each case × mode × IP version.
+step_clients() {
+  release || return
+  python3 tests/clients.py --fdlink "$TARGET/release/fdlink" 2>&1 | tee "$LOG/clients"
+  local status=${PIPESTATUS[0]}
+  PASSED=$((PASSED + $(grep -c '^ok ' "$LOG/clients"))) FAILED=$((FAILED + $(grep -c '^FAILED ' "$LOG/clients")))
+  [ "$status" = 0 ] || grep -q '^FAILED ' "$LOG/clients" || fail "clients ended with $status"
+}
+
+# The demo, as a newcomer runs it; also without privilege where there is somebody to be.
+step_demo() {
+  release || return
+  local place
+  place=$(mktemp -d) && chmod 755 "$place" && cp "$TARGET/release/fdlink" "$place/"
+  check demo sh -c "cd '$place' && ./fdlink demo && test -s fdlink-demo.svg"
+  if [ "$(id -u)" = 0 ]; then
+    rm -f "$place/fdlink-demo.svg" && chmod 777 "$place"
+    check "demo as nobody" su nobody -s /bin/sh -c "cd '$place' && ./fdlink demo && test -s fdlink-demo.svg"
+  fi
+  rm -rf "$place"
+}
+
+if [ "${1:-}" = list ]; then echo "$STEPS"; exit; fi
+for step in ${*:-$STEPS}; do
+  case " $STEPS " in
+    *" $step "*) say "$step" && "step_$step" ;;
+    *) echo "no step '$step'; the steps are: $STEPS" >&2; exit 2 ;;
+  esac
+done
+say done
+echo "$PASSED passed, $FAILED failed, $SKIPPED skipped"
+[ $FAILED = 0 ] && [ $PASSED != 0 ]
