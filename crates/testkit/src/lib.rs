@@ -11,7 +11,7 @@ pub mod packet;
 mod peer;
 mod sys;
 
-pub use namespace::in_namespace;
+pub use namespace::{in_namespace, in_second_namespace};
 pub use peer::Peer;
 
 use std::io::Write;

@@ -28,6 +28,8 @@ pub fn in_namespace<F: FnOnce()>(body: F) {
     if std::env::var_os(ARRIVED).is_some() {
         set_up();
         body();
+        // The harness has begun a line.
+        println("");
         println(DONE);
         return;
     }
@@ -46,8 +48,7 @@ pub fn in_namespace<F: FnOnce()>(body: F) {
     };
     let text = String::from_utf8_lossy(&output.stdout);
     let errors = String::from_utf8_lossy(&output.stderr);
-    let inner = |line: &&str| *line != DONE && !line.is_empty();
-    text.lines().filter(inner).for_each(println);
+    text.lines().for_each(forward);
     assert!(output.status.success(), "{name} failed in its namespace: {errors}");
     assert!(text.contains(DONE), "{name} did not run in its namespace: {text}{errors}");
 }
@@ -66,8 +67,39 @@ fn set_up() {
     crate::interface::up("lo").expect("lo up, in a namespace of our own");
 }
 
-/// Past the harness's capture: a `SKIPPED` line is to be seen.
+/// Passes on what the inner process printed, without what its harness says: this one says it, too.
+fn forward(line: &str) {
+    if let Some(at) = line.find("SKIPPED ") {
+        println(&line[at..]);
+    } else if line != DONE && !line.starts_with("running 1 ") && !line.starts_with("test result:") {
+        capture(line);
+    }
+}
+
+/// Into the harness's capture, to be seen if the test fails or --nocapture is given.
+#[expect(clippy::print_stdout, reason = "what a test prints is for the harness to show or not")]
+fn capture(line: &str) {
+    std::println!("{line}");
+}
+
+/// Past the harness's capture.
 fn println(line: &str) {
     use std::io::Write;
     let _ = writeln!(std::io::stdout().lock(), "{line}");
+}
+
+/// Runs `body` on a thread in another fresh network namespace, and gives back what it made there.
+/// Within [`in_namespace`].
+///
+/// # Panics
+///
+/// Where there can be no such namespace, or the body panics.
+pub fn in_second_namespace<T: Send>(body: impl FnOnce() -> T + Send) -> T {
+    let thread = || {
+        crate::sys::unshare::unshare_this_thread()
+            .expect("a second namespace, as root of the first");
+        set_up();
+        body()
+    };
+    std::thread::scope(|scope| scope.spawn(thread).join()).expect("what the body made")
 }

@@ -36,3 +36,10 @@ pub(crate) fn unshare_network(command: &mut Command) {
     // system calls on data that was built before the fork, and allocates nothing.
     unsafe { command.pre_exec(prepare) };
 }
+
+/// Moves the calling thread, alone, into a fresh network namespace.
+pub(crate) fn unshare_this_thread() -> io::Result<()> {
+    // SAFETY: unshare takes an integer; CLONE_NEWNET concerns only the calling thread.
+    let result = unsafe { libc::unshare(libc::CLONE_NEWNET) };
+    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}

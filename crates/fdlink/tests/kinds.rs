@@ -1,0 +1,389 @@
+//! What belongs to one kind of descriptor: what is refused and how, fallbacks, headers in band,
+//! fanout, rings under a sleeping reader, VLAN tags, descriptors from elsewhere.
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+mod common;
+
+use std::error::Error;
+use std::io::IoSlice;
+use std::net::{TcpListener, UdpSocket};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use common::{Kind, PATIENCE, Rig, datagrams, recv, seqpackets};
+use fdlink::batch::VlanTag;
+use fdlink::link::{adopt, open_packet};
+use fdlink::offload::vnet::{ChecksumField, Gso, GsoKind, RxChecksum, TxOffload};
+use fdlink::{
+    Closed, FdLink, Fill, Link, LinkKind, LinkOptions, Mode, Offload, SetupError, TxFrame,
+};
+use testkit::{Peer, interface, packet};
+
+fn refusal(fds: Vec<OwnedFd>, options: &LinkOptions) -> String {
+    let error = adopt(fds, options).expect_err("a refusal");
+    error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))
+}
+
+fn file(path: &str) -> OwnedFd {
+    std::fs::File::open(path).unwrap().into()
+}
+
+#[test]
+fn what_keeps_no_boundaries_is_refused_with_the_reason() {
+    let options = LinkOptions::new();
+    let pipe = std::io::pipe().unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let cases: [(OwnedFd, &str); 6] = [
+        (UnixStream::pair().unwrap().0.into(), "a stream socket"),
+        (listener.into(), "a stream socket"),
+        (pipe.0.into(), "a pipe"),
+        (file("/proc/self/exe"), "a file"),
+        (file("/"), "a directory"),
+        (file("/dev/null"), "a character device that is no TUN or TAP"),
+    ];
+    for (fd, reason) in cases {
+        let text = refusal(vec![seqpackets().0, fd], &options);
+        assert!(text.starts_with("descriptor 1 is ") && text.contains(reason), "{text}");
+    }
+    assert!(matches!(adopt(Vec::new(), &options), Err(SetupError::NoDescriptors)));
+    let text = refusal(vec![seqpackets().0, datagrams().0], &options);
+    assert!(text.contains("descriptor 1 is a datagram socket"), "{text}");
+}
+
+#[test]
+fn a_failure_leaves_the_descriptor_as_it_was() {
+    let (ours, _far) = seqpackets();
+    let shared = ours.try_clone().unwrap();
+    let flags = || rustix::fs::fcntl_getfl(&shared).unwrap();
+    let before = flags();
+    for options in [
+        LinkOptions::new().mode(Mode::PacketMmap),
+        LinkOptions::new().mtu(67),
+        LinkOptions::new().offload(Offload::Required),
+        LinkOptions::new().in_band_vnet_header(11),
+    ] {
+        adopt(vec![ours.try_clone().unwrap()], &options).unwrap_err();
+        assert_eq!(flags(), before);
+    }
+    adopt(vec![ours], &LinkOptions::new()).unwrap();
+    assert!(flags().contains(rustix::fs::OFlags::NONBLOCK));
+}
+
+#[test]
+fn a_mode_that_cannot_be_is_an_error_or_replaced_and_reported() {
+    let options = LinkOptions::new().mode(Mode::PacketMmap);
+    let text = refusal(vec![seqpackets().0], &options);
+    assert_eq!(
+        text,
+        "mode: expected an AF_PACKET socket for packet-mmap, found a seqpacket socket"
+    );
+    let link = adopt(vec![seqpackets().0], &options.fallback(true)).unwrap();
+    let report = link.report();
+    assert_eq!((report.asked_mode, report.mode), (Mode::PacketMmap, Mode::Readv));
+    assert_eq!(report.notes, ["packet-mmap needs an AF_PACKET socket: readv"]);
+    let link = adopt(vec![datagrams().0], &LinkOptions::new()).unwrap();
+    assert_eq!((link.report().asked_mode, link.report().mode), (Mode::Auto, Mode::Readv));
+    let required = LinkOptions::new().offload(Offload::Required).fallback(true);
+    let link = adopt(vec![datagrams().0], &required).unwrap();
+    assert_eq!(link.report().notes, ["no offload: a datagram socket without a vnet header"]);
+}
+
+#[test]
+fn any_datagram_socket_will_do() {
+    let (a, b) = (UdpSocket::bind("127.0.0.1:0").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
+    a.connect(b.local_addr().unwrap()).unwrap();
+    b.connect(a.local_addr().unwrap()).unwrap();
+    let link = adopt(vec![a.into()], &LinkOptions::new().ethernet(true)).unwrap();
+    assert_eq!(link.properties().kind, LinkKind::SocketDatagram);
+    assert_eq!(link.properties().max_frame_len, 1514);
+    let mut queues = Box::new(link).into_queues().unwrap();
+    let frame = packet::pattern_frame(1514, 7);
+    queues[0].tx.send(&[TxFrame::new(&[IoSlice::new(&frame)])]).unwrap();
+    let peer = Peer::on_socket(b.into(), 0);
+    assert_eq!(peer.recv(PATIENCE).unwrap().unwrap(), frame);
+    peer.send(&frame).unwrap();
+    assert_eq!(recv(&mut **queues[0].rx.as_mut().unwrap(), 1, PATIENCE), [frame]);
+}
+
+#[test]
+fn headers_in_band_carry_offloads_over_any_socket() {
+    for len in [10, 12] {
+        let (ours, far) = seqpackets();
+        let peer = Peer::on_socket(far, len);
+        let link = adopt(vec![ours], &LinkOptions::new().in_band_vnet_header(len)).unwrap();
+        assert!(link.properties().capabilities.tso4 && link.properties().capabilities.uso);
+        assert_eq!(link.properties().gso_max_size, 40 + 44 * 1460);
+        let stats = link.stats();
+        let mut queues = Box::new(link).into_queues().unwrap();
+        let frame = packet::pattern_packet(5000, 1);
+        let gso = Gso { kind: GsoKind::TcpV4, size: 1400, header_len: 40, ecn: false };
+        let checksum = ChecksumField { start: 20, offset: 16 };
+        let offload = TxOffload { checksum: Some(checksum), gso: Some(gso) };
+        let parts = [IoSlice::new(&frame)];
+        queues[0].tx.send(&[TxFrame::new(&parts).with_offload(offload)]).unwrap();
+        let (vnet, arrived) = peer.recv_with(PATIENCE).unwrap().unwrap();
+        assert_eq!((vnet.len(), arrived), (len, frame.clone()));
+        peer.send_with(vnet[..10].try_into().unwrap(), &frame).unwrap();
+        let rx = queues[0].rx.as_mut().unwrap();
+        assert_eq!(rx.fill().unwrap(), Fill::Frames(1));
+        let arrived = rx.batch().next().unwrap();
+        assert_eq!((arrived.meta().gso, arrived.bytes()), (Some(gso), &frame[..]));
+        assert_eq!(arrived.meta().checksum, RxChecksum::Partial(checksum));
+        // A header that points past its frame, one that is cut short, and one with no frame.
+        peer.send_with(&[1, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0], &frame).unwrap();
+        rustix::net::send(&peer, &[0; 9], rustix::net::SendFlags::empty()).unwrap();
+        peer.send(&[]).unwrap();
+        for _ in 0..3 {
+            assert_eq!(rx.fill().unwrap(), Fill::Frames(0));
+        }
+        assert_eq!((stats.rx().frames, stats.rx().malformed), (1, 3));
+    }
+}
+
+/// The vnet header of a frame that is not there at all may not be sent either.
+#[test]
+fn an_offload_without_a_header_is_refused_and_counted() {
+    let (ours, far) = seqpackets();
+    let link = adopt(vec![ours], &LinkOptions::new()).unwrap();
+    let stats = link.stats();
+    let mut tx = Box::new(link).into_queues().unwrap().pop().unwrap().tx;
+    let offload = TxOffload { checksum: Some(ChecksumField::default()), gso: None };
+    let parts = [IoSlice::new(b"frame")];
+    let plain = TxFrame::new(&parts);
+    let sent = tx.send(&[plain, plain.with_offload(offload), plain]).unwrap();
+    assert_eq!((sent.taken, sent.sent, stats.tx().invalid), (3, 2, 1));
+    for offload in [TxOffload::default(), offload, TxOffload::default()] {
+        let mut slot = tx.slot(5).unwrap();
+        slot.bytes_mut().copy_from_slice(b"slots");
+        slot.commit(5, offload);
+    }
+    let sent = tx.flush().unwrap();
+    assert_eq!((sent.taken, sent.sent, stats.tx().invalid), (3, 2, 2));
+    let peer = Peer::on_socket(far, 0);
+    for expected in [b"frame", b"frame", b"slots", b"slots"] {
+        assert_eq!(peer.recv(PATIENCE).unwrap().unwrap(), expected);
+    }
+}
+
+#[test]
+fn packet_sockets_must_be_bound_and_raw() {
+    testkit::in_namespace(|| {
+        use rustix::net::{AddressFamily, SocketType, socket};
+        let open = |kind| socket(AddressFamily::PACKET, kind, None).unwrap();
+        let options = LinkOptions::new();
+        let text = refusal(vec![open(SocketType::RAW)], &options);
+        assert!(text.contains("bound to no interface"), "{text}");
+        let text = refusal(vec![open(SocketType::DGRAM)], &options);
+        assert!(text.contains("cooked"), "{text}");
+        let text = open_packet("nosuch", 1, &options).unwrap_err().to_string();
+        assert_eq!(text, "ioctl(SIOCGIFINDEX) failed on nosuch");
+        interface::veth("a", "b", 1500).unwrap();
+        let bound = |name| open_packet(name, 1, &options).unwrap().into_fds().pop().unwrap();
+        let text = refusal(vec![bound("a"), bound("b")], &options);
+        assert!(text.contains("a packet on b"), "{text}");
+        let gone = bound("a");
+        interface::remove("a").unwrap();
+        let text = refusal(vec![gone], &options);
+        assert!(text.contains("gone"), "{text}");
+    });
+}
+
+#[test]
+fn descriptors_are_given_back_and_taken_again() {
+    testkit::in_namespace(|| {
+        interface::veth("a", "b", 1500).unwrap();
+        let peer = Peer::on_interface("b").unwrap();
+        let mut fds = open_packet("a", 1, &LinkOptions::new()).unwrap().into_fds();
+        for mode in [Mode::PacketMmap, Mode::Readv, Mode::PacketMmap, Mode::RecvMmsg] {
+            let link = adopt(fds, &LinkOptions::new().mode(mode)).unwrap();
+            assert_eq!(link.properties().mode, mode);
+            fds = link.into_fds();
+        }
+        let spare = fds[0].try_clone().unwrap();
+        let link = adopt(fds, &LinkOptions::new().mode(Mode::PacketMmap)).unwrap();
+        // The ring is there already.
+        let text = refusal(vec![spare], &LinkOptions::new().mode(Mode::PacketMmap));
+        assert!(text.contains("PACKET_RX_RING") && text.contains("busy"), "{text}");
+        let mut rx = Box::new(link).into_queues().unwrap().pop().unwrap().rx.unwrap();
+        let frame = packet::pattern_frame(100, 1);
+        peer.send(&frame).unwrap();
+        assert_eq!(recv(&mut *rx, 1, PATIENCE), [frame]);
+    });
+}
+
+#[test]
+fn a_descriptor_of_another_namespace_answers_for_its_own() {
+    testkit::in_namespace(|| {
+        // Of the same name, to be mistaken for it.
+        interface::veth("a", "b", 1500).unwrap();
+        let (fds, peer) = testkit::in_second_namespace(|| {
+            interface::veth("a", "b", 9000).unwrap();
+            let open = || open_packet("a", 1, &LinkOptions::new().offload(Offload::Off)).unwrap();
+            let fds: Vec<_> = [open(), open()].into_iter().flat_map(FdLink::into_fds).collect();
+            (fds, Peer::on_interface("b").unwrap())
+        });
+        let link = adopt(fds, &LinkOptions::new().mode(Mode::PacketMmap)).unwrap();
+        assert_eq!((link.properties().mtu, link.interface()), (9000, Some("a")));
+        assert!(link.properties().capabilities.tso4);
+        let descriptors = &link.report().descriptors;
+        let set_up = descriptors.iter().all(|d| d.vnet_header_len == 10 && d.ring == 32 << 20);
+        assert!(set_up && descriptors[0].fanout_group.is_some(), "{descriptors:?}");
+        let mut queues = Box::new(link).into_queues().unwrap();
+        let frame = packet::pattern_frame(9014, 1);
+        queues[0].tx.send(&[TxFrame::new(&[IoSlice::new(&frame)])]).unwrap();
+        assert_eq!(peer.recv(PATIENCE).unwrap().unwrap(), frame);
+        peer.send(&frame).unwrap();
+        let received = queues.iter_mut().flat_map(|queue| {
+            recv(&mut **queue.rx.as_mut().unwrap(), 1, Duration::from_millis(100))
+        });
+        assert_eq!(received.collect::<Vec<_>>(), [frame]);
+    });
+}
+
+#[test]
+fn a_flow_stays_on_one_socket_of_a_group() {
+    testkit::in_namespace(|| {
+        interface::veth("a", "b", 1500).unwrap();
+        let peer = Peer::on_interface("b").unwrap();
+        for mode in Mode::NAMED {
+            let link = open_packet("a", 3, &LinkOptions::new().mode(mode)).unwrap();
+            let groups: Vec<_> = link.report().descriptors.iter().map(|d| d.fanout_group).collect();
+            assert!(groups[0].is_some() && groups.iter().all(|group| *group == groups[0]));
+            // Another group at the same time gets another number.
+            let other = open_packet("a", 2, &LinkOptions::new()).unwrap();
+            assert_ne!(other.report().descriptors[0].fanout_group, groups[0]);
+            let text = refusal(other.into_fds(), &LinkOptions::new());
+            assert!(text.contains("PACKET_FANOUT"), "{text}");
+            let mut queues = Box::new(link).into_queues().unwrap();
+            for round in 0..10_u8 {
+                for port in 1..=20_u16 {
+                    let source = ([192, 0, 2, 1], port).into();
+                    let packet = packet::udp(source, ([192, 0, 2, 2], 9).into(), &[round; 20]);
+                    peer.send(&packet::ethernet_ip([2; 6], [4; 6], &packet)).unwrap();
+                }
+            }
+            let mut owner = [None; 21];
+            let mut total = 0;
+            for (index, queue) in queues.iter_mut().enumerate() {
+                let mut next = [0; 21];
+                let rx = queue.rx.as_mut().unwrap();
+                for frame in recv(&mut **rx, usize::MAX, Duration::from_millis(50)) {
+                    let port = usize::from(frame[35]);
+                    assert_eq!(*owner[port].get_or_insert(index), index, "port {port}");
+                    assert_eq!(frame[42], next[port], "order of port {port}");
+                    next[port] += 1;
+                    total += 1;
+                }
+            }
+            assert_eq!(total, 200);
+            assert!(owner.iter().flatten().any(|index| Some(*index) != owner[1]), "all on one");
+        }
+    });
+}
+
+#[test]
+fn a_sleeping_reader_loses_nothing_of_a_trickle() {
+    testkit::in_namespace(|| {
+        let mut rig = Rig::new(Kind::Packet, Mode::PacketMmap);
+        let mut sent = 0_u8;
+        for _ in 0..3 {
+            // 200 ms, a frame every 1.2 ms or so: each goes to a block of its own.
+            let end = std::time::Instant::now() + Duration::from_millis(200);
+            let mut frames = Vec::new();
+            while std::time::Instant::now() < end {
+                let frame = rig.kind.frame(100, sent);
+                rig.peer.send(&frame).unwrap();
+                frames.push(frame);
+                sent = sent.wrapping_add(1);
+                std::thread::sleep(Duration::from_micros(1100));
+            }
+            assert_eq!(rig.recv(frames.len()), frames);
+        }
+        drop(rig.rx);
+        assert_eq!(rig.stats.rx().kernel_drops, 0);
+    });
+}
+
+#[test]
+fn vlan_tags_that_the_kernel_took_out_are_told() {
+    testkit::in_namespace(|| {
+        for mode in Mode::NAMED {
+            let mut rig = Rig::new(Kind::Packet, mode);
+            let plain = rig.kind.frame(100, 1);
+            let mut tagged = plain.clone();
+            tagged.splice(12..12, [0x81, 0, 0x20, 7]);
+            rig.peer.send(&tagged).unwrap();
+            rig.peer.send(&plain).unwrap();
+            let mut tags = Vec::new();
+            while tags.len() < 2 {
+                rig.rx.fill().unwrap();
+                for frame in rig.rx.batch() {
+                    assert_eq!(frame.bytes(), plain, "{mode}");
+                    tags.push(frame.meta().vlan);
+                }
+            }
+            assert_eq!(tags, [Some(VlanTag { tpid: 0x8100, tci: 0x2007 }), None], "{mode}");
+        }
+    });
+}
+
+#[test]
+fn without_a_vnet_header_a_partial_checksum_is_still_told() {
+    testkit::in_namespace(|| {
+        for mode in Mode::NAMED {
+            let options = LinkOptions::new().mode(mode).offload(Offload::Off);
+            let (link, peer, _) = common::link(Kind::Packet, &options).unwrap();
+            assert_eq!(link.report().descriptors[0].vnet_header_len, 0);
+            assert_eq!(link.properties().gso_max_size, 0);
+            let mut rx = Box::new(link).into_queues().unwrap().pop().unwrap().rx.unwrap();
+            let (source, to) = (([192, 0, 2, 1], 5).into(), ([192, 0, 2, 2], 6).into());
+            let frame = packet::ethernet_ip([2; 6], [4; 6], &packet::udp(source, to, b"datagram"));
+            // NEEDS_CSUM, start 34, offset 6.
+            let vnet = [[1, 0], [0, 0], [0, 0], 34_u16.to_ne_bytes(), 6_u16.to_ne_bytes()];
+            peer.send_with(vnet.as_flattened().try_into().unwrap(), &frame).unwrap();
+            while rx.fill().unwrap() == Fill::Empty {}
+            let arrived = rx.batch().next().unwrap();
+            let field = ChecksumField { start: 34, offset: 6 };
+            assert_eq!(arrived.meta().checksum, RxChecksum::Partial(field), "{mode}");
+        }
+    });
+}
+
+#[test]
+fn several_queues_of_one_tap() {
+    testkit::in_namespace(|| {
+        if !testkit::has_tun("several_queues_of_one_tap") {
+            return;
+        }
+        let link = fdlink::link::open_tap("many%d", 3, &LinkOptions::new()).unwrap();
+        assert_eq!((link.interface(), link.properties().queues), (Some("many0"), 3));
+        interface::up("many0").unwrap();
+        let peer = Peer::on_interface("many0").unwrap();
+        let mut queues = Box::new(link).into_queues().unwrap();
+        for (queue, seed) in queues.iter_mut().zip(0..) {
+            let frame = packet::pattern_frame(100, seed);
+            queue.tx.send(&[TxFrame::new(&[IoSlice::new(&frame)])]).unwrap();
+            assert_eq!(peer.recv(PATIENCE).unwrap().unwrap(), frame);
+        }
+        // Adopted, each descriptor tells what it is.
+        let plain = fdlink::link::open_tun("bare", 1, &LinkOptions::new().offload(Offload::Off));
+        let link = adopt(plain.unwrap().into_fds(), &LinkOptions::new()).unwrap();
+        assert_eq!((link.properties().kind, link.interface()), (LinkKind::Tun, Some("bare")));
+        assert_eq!((link.properties().mtu, link.properties().capabilities.tso4), (1500, false));
+        let required = LinkOptions::new().offload(Offload::Required);
+        let text = refusal(link.into_fds(), &required);
+        assert!(text.contains("a tun without a vnet header"), "{text}");
+    });
+}
+
+#[test]
+fn a_link_that_is_not_driven_closes_nothing_but_its_own() {
+    let (ours, far) = seqpackets();
+    let link: FdLink = adopt(vec![ours], &LinkOptions::new()).unwrap();
+    drop(link);
+    let link = adopt(vec![far], &LinkOptions::new()).unwrap();
+    let mut rx = Box::new(link).into_queues().unwrap().pop().unwrap().rx.unwrap();
+    assert_eq!(common::closed(&mut *rx), Closed::PeerClosed);
+    assert!(rx.wakeup().descriptor.unwrap().as_fd().try_clone_to_owned().is_ok());
+}
