@@ -26,10 +26,10 @@ const DONE: &str = "testkit: the test has run in its namespace";
 /// Where the test fails.
 pub fn in_namespace<F: FnOnce()>(body: F) {
     if std::env::var_os(ARRIVED).is_some() {
-        set_up();
-        body();
         // The harness has begun a line.
         println("");
+        set_up();
+        body();
         println(DONE);
         return;
     }
@@ -69,9 +69,10 @@ fn set_up() {
 
 /// Passes on what the inner process printed, without what its harness says: this one says it, too.
 fn forward(line: &str) {
-    if let Some(at) = line.find("SKIPPED ") {
-        println(&line[at..]);
-    } else if line != DONE && !line.starts_with("running 1 ") && !line.starts_with("test result:") {
+    let of_the_harness = ["running 1 ", "test "].iter().any(|start| line.starts_with(start));
+    if line.starts_with("SKIPPED ") {
+        println(line);
+    } else if !of_the_harness && !["", "ok", DONE].contains(&line) {
         capture(line);
     }
 }
