@@ -72,9 +72,10 @@ fn table(kinds: &[Kind]) {
         kinds.iter().flat_map(|kind| kind.modes().iter().map(|mode| (*kind, *mode))).collect();
     let titles: Vec<String> =
         columns.iter().map(|(kind, mode)| format!("{} {mode}", kind.name())).collect();
-    let mut text = format!("{:32}  {}\n", "", titles.join("  "));
+    let mut text = format!("\n{:32}  {}\n", "", titles.join("  "));
     let mut failed = Vec::new();
-    for check in CHECKS {
+    let some = |check: &&Check| kinds.iter().any(|kind| (check.applies)(*kind));
+    for check in CHECKS.iter().filter(some) {
         text += &format!("{:32}", check.name);
         for ((kind, mode), title) in columns.iter().zip(&titles) {
             let cell = if !(check.applies)(*kind) {

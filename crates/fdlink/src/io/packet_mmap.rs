@@ -198,3 +198,109 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
 fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
     bytes.get(at..)?.first_chunk().map(|chunk| u16::from_ne_bytes(*chunk))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::sync::Arc;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::batch::LinkHeader;
+    use crate::io::Channel;
+
+    const FIRST: usize = 48;
+    const VNET: usize = 10;
+
+    fn inlet() -> Inlet {
+        Inlet::new(Port {
+            fd: Arc::new(File::open("/dev/null").unwrap().into()),
+            stats: Arc::default(),
+            channel: Channel::Packet,
+            vnet_header: VNET,
+            link_header: LinkHeader::Ethernet,
+            max_len: 1514,
+        })
+    }
+
+    fn put(block: &mut [u8], at: usize, bytes: &[u8]) {
+        block[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+
+    /// A block of three frames of 60 bytes, 192 bytes apart, as the kernel lays it out.
+    fn block() -> Vec<u8> {
+        let mut block = vec![0; 1024];
+        put(&mut block, 12, &3_u32.to_ne_bytes());
+        put(&mut block, 16, &u32::try_from(FIRST).unwrap().to_ne_bytes());
+        for at in [FIRST, FIRST + 192, FIRST + 384] {
+            put(&mut block, at, &192_u32.to_ne_bytes());
+            put(&mut block, at + 12, &60_u32.to_ne_bytes());
+            put(&mut block, at + 16, &60_u32.to_ne_bytes());
+            put(&mut block, at + 24, &92_u16.to_ne_bytes());
+            block[at + 92..at + 152].fill(u8::try_from(at & 0xff).unwrap());
+        }
+        block
+    }
+
+    fn walked(block: &mut [u8]) -> (Vec<RxDescriptor>, u64, u64) {
+        let (mut inlet, mut frames) = (inlet(), Vec::new());
+        walk(block, &mut inlet, &mut frames);
+        // Whatever the block says, every frame that is listed can be handed out.
+        assert_eq!(RxBatch::new(block, &frames).count(), frames.len());
+        let stats = inlet.port.stats.rx.snapshot();
+        (frames, stats.malformed, stats.truncated)
+    }
+
+    #[test]
+    fn frames_are_found_where_the_kernel_put_them() {
+        let (frames, malformed, truncated) = walked(&mut block());
+        let found: Vec<_> = frames.iter().map(|frame| (frame.offset, frame.len)).collect();
+        assert_eq!(found, [(FIRST + 92, 60), (FIRST + 284, 60), (FIRST + 476, 60)]);
+        assert_eq!((malformed, truncated), (0, 0));
+    }
+
+    #[test]
+    fn a_field_that_makes_no_sense_ends_the_walk_and_is_counted() {
+        let second = FIRST + 192;
+        let cases: [(usize, &[u8], usize); 9] = [
+            (12, &9_u32.to_ne_bytes(), 3),             // more frames than there are
+            (16, &0_u32.to_ne_bytes(), 0),             // the first in the descriptor
+            (16, &u32::MAX.to_ne_bytes(), 0),          // the first past the end
+            (FIRST, &0_u32.to_ne_bytes(), 1),          // the next is the same
+            (FIRST, &100_u32.to_ne_bytes(), 1),        // the next overlaps
+            (FIRST, &u32::MAX.to_ne_bytes(), 1),       // the next past the end
+            (second + 12, &4096_u32.to_ne_bytes(), 1), // longer than the block
+            (second + 24, &57_u16.to_ne_bytes(), 1),   // vnet header in the header
+            (second + 24, &u16::MAX.to_ne_bytes(), 1), // data past the end
+        ];
+        for (at, bytes, good) in cases {
+            let mut block = block();
+            put(&mut block, at, bytes);
+            let (frames, malformed, _) = walked(&mut block);
+            assert_eq!((frames.len(), malformed), (good, 1), "{bytes:?} at {at}");
+        }
+    }
+
+    #[test]
+    fn a_frame_that_was_cut_off_is_counted_and_not_delivered() {
+        let mut block = block();
+        put(&mut block, FIRST + 192 + 16, &61_u32.to_ne_bytes());
+        let (frames, malformed, truncated) = walked(&mut block);
+        assert_eq!((frames.len(), malformed, truncated), (2, 0, 1));
+    }
+
+    proptest! {
+        #[test]
+        fn no_block_makes_it_panic(
+            changes in prop::collection::vec((0_usize..640, any::<u8>()), 1..20),
+        ) {
+            let mut block = block();
+            for (at, byte) in changes {
+                block[at] = byte;
+            }
+            // A count of billions ends at the first header that makes no sense.
+            walked(&mut block);
+        }
+    }
+}
