@@ -71,6 +71,8 @@ step_deny() {
     echo "installing cargo-deny (some minutes)"
     cargo install --locked --quiet cargo-deny >"$LOG/deny" 2>&1 || { tail -n 3 "$LOG/deny"; skip "cargo-deny could not be installed"; return; }
   fi
+  cargo fetch --quiet --locked
+  # Offline: the advisory database is not among the checks, and everything else is here now.
   check "cargo deny" cargo deny --offline check bans licenses sources
 }
 

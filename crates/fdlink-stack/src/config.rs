@@ -29,7 +29,7 @@ impl Default for StackConfig {
             datagram_queue: 256 << 10,
             backlog: 1_024,
             congestion_control: false,
-            spin: Duration::from_micros(20),
+            spin: Duration::from_micros(50),
         }
     }
 }
@@ -95,7 +95,7 @@ impl StackConfig {
 
     /// How long the driver looks for more before it sleeps, at most. A sleep costs the peer an
     /// interrupt and us a wake-up; looking costs a busy core. It adapts: where looking brings
-    /// nothing, it soon sleeps at once. Default: 20 µs; zero turns it off.
+    /// nothing, it soon sleeps at once. Default: 50 µs; zero turns it off.
     pub fn spin(mut self, at_most: Duration) -> Self {
         self.spin = at_most;
         self
