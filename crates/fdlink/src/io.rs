@@ -123,10 +123,14 @@ impl Inlet {
 
     /// Nothing there: the time for what is not done with every visit.
     fn empty(&mut self) -> Fill {
-        if self.visits >= VISITS_BETWEEN_DROP_COUNTS {
+        if self.drops_are_due() {
             self.count_drops();
         }
         if self.down && self.removed() { Fill::Closed(Closed::Removed) } else { Fill::Empty }
+    }
+
+    fn drops_are_due(&self) -> bool {
+        self.visits >= VISITS_BETWEEN_DROP_COUNTS
     }
 
     fn removed(&self) -> bool {

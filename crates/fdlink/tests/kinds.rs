@@ -387,3 +387,54 @@ fn a_link_that_is_not_driven_closes_nothing_but_its_own() {
     assert_eq!(common::closed(&mut *rx), Closed::PeerClosed);
     assert!(rx.wakeup().descriptor.unwrap().as_fd().try_clone_to_owned().is_ok());
 }
+
+/// A full queueing discipline says ENOBUFS, and no readiness follows when it has room again.
+#[test]
+fn slots_wait_for_a_full_queueing_discipline_and_lists_do_not() {
+    testkit::in_namespace(|| {
+        const NAME: &str = "slots_wait_for_a_full_queueing_discipline_and_lists_do_not";
+        let mut rig = Rig::new(Kind::Packet, Mode::Readv);
+        let shape = "qdisc add dev IF root tbf rate 50mbit burst 10k limit 20k";
+        let mut tc = std::process::Command::new("tc");
+        tc.args(shape.split(' ').map(|word| if word == "IF" { &rig.interface } else { word }));
+        match tc.output() {
+            Ok(output) if output.status.success() => {}
+            other => return testkit::skip(NAME, &format!("tc: {other:?}")),
+        }
+        let frame = |i: u16| rig.kind.frame(1000, i.to_be_bytes()[1]);
+        let (mut committed, mut received, mut pauses) = (0, 0, 0);
+        while committed < 300 || rig.tx.queued() > 0 {
+            while committed < 300
+                && let Some(mut slot) = rig.tx.slot(1000)
+            {
+                slot.bytes_mut().copy_from_slice(&frame(committed));
+                slot.commit(1000, TxOffload::default());
+                committed += 1;
+            }
+            rig.tx.flush().unwrap();
+            if let Some(pause) = rig.tx.wakeup().after {
+                assert!(rig.tx.wakeup().descriptor.is_none(), "writable all the while");
+                pauses += 1;
+                std::thread::sleep(pause);
+            }
+            while let Some(arrived) = rig.peer.recv(Duration::ZERO).unwrap() {
+                assert_eq!(arrived, frame(received));
+                received += 1;
+            }
+        }
+        assert!(pauses > 0, "the discipline was never full");
+        while received < 300 {
+            assert_eq!(rig.peer.recv(PATIENCE).unwrap().expect("the rest"), frame(received));
+            received += 1;
+        }
+        assert_eq!((rig.stats.tx().frames, rig.stats.tx().no_buffers), (300, 0));
+        // A gathered frame is the caller's memory and cannot wait.
+        let bytes = frame(0);
+        let parts = [IoSlice::new(&bytes)];
+        let sent = rig.tx.send(&[TxFrame::new(&parts); 200]).unwrap();
+        let tx = rig.stats.tx();
+        assert_eq!((sent.taken, tx.frames), (200, 300 + sent.sent as u64));
+        assert_eq!(tx.no_buffers, (sent.taken - sent.sent) as u64);
+        assert!(tx.no_buffers > 0);
+    });
+}

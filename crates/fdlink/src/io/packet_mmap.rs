@@ -73,7 +73,9 @@ impl PacketMmap {
     /// Nothing in the ring: now and then, ask why.
     fn idle(&mut self) -> Fill {
         self.empty_visits += 1;
-        if self.empty_visits < EMPTY_VISITS_BETWEEN_CHECKS {
+        let inlet = &self.inlet;
+        if self.empty_visits < EMPTY_VISITS_BETWEEN_CHECKS && !inlet.down && !inlet.drops_are_due()
+        {
             return Fill::Empty;
         }
         self.empty_visits = 0;

@@ -152,6 +152,10 @@ fn form_group(fds: &[OwnedFd], flags: libc::c_uint) -> Result<u16, SetupError> {
         let unique = if index == 0 { libc::PACKET_FANOUT_FLAG_UNIQUEID } else { 0 };
         let argument = ((flags | unique) << 16 | libc::c_uint::from(group)).cast_signed();
         let (fd, subject) = (fd.as_fd(), || format!("descriptor {index}"));
+        if index > 0 {
+            // Until it joins, each socket has received what the first one has, too.
+            sys::discard_waiting(fd);
+        }
         sys::set_option(fd, libc::SOL_PACKET, libc::PACKET_FANOUT, argument)
             .map_err(|e| call("setsockopt(PACKET_FANOUT)", subject(), e))?;
         if index == 0 {

@@ -28,14 +28,15 @@ impl Request {
         }
         let mut request = Self::empty();
         for (to, from) in request.0.ifr_name.iter_mut().zip(name.bytes()) {
-            *to = from.cast_signed();
+            // c_char is signed on x86_64 and unsigned on aarch64.
+            *to = libc::c_char::from_ne_bytes([from]);
         }
         Ok(request)
     }
 
     pub(crate) fn name(&self) -> String {
         let bytes: Vec<u8> =
-            self.0.ifr_name.iter().take_while(|c| **c != 0).map(|c| c.cast_unsigned()).collect();
+            self.0.ifr_name.iter().map(|c| c.to_ne_bytes()[0]).take_while(|c| *c != 0).collect();
         String::from_utf8_lossy(&bytes).into_owned()
     }
 

@@ -144,3 +144,12 @@ pub(crate) fn bytes_waiting(fd: BorrowedFd<'_>) -> io::Result<usize> {
     check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::FIONREAD, &raw mut waiting) })?;
     Ok(usize::try_from(waiting).unwrap_or(0))
 }
+
+/// Throws away the messages that wait to be received.
+pub(crate) fn discard_waiting(fd: BorrowedFd<'_>) {
+    // More than any buffer holds, so that a flood cannot keep us here.
+    const MOST: usize = 100_000;
+    let mut byte = [0; 1];
+    let mut messages = (0..MOST).map(|_| super::message::recv(fd, &mut byte));
+    while messages.next().is_some_and(|result| result.is_ok()) {}
+}
