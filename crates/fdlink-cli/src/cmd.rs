@@ -1,0 +1,3 @@
+//! What the program can do, a file for each.
+
+pub(crate) mod run;

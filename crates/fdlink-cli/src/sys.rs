@@ -1,0 +1,3 @@
+//! What rustix has no safe call for.
+
+pub(crate) mod signal;
