@@ -55,7 +55,8 @@ pub struct UnknownMode;
 /// Which offloads a link is to use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Offload {
-    /// What the descriptor has; set up where the descriptor is opened here.
+    /// What the descriptor can have: a vnet header where it is opened here or is AF_PACKET, and on
+    /// TUN and TAP what the kernel may leave to us (TUNSETOFFLOAD, which holds for the device).
     #[default]
     Auto,
     /// None: no vnet header where the descriptor is opened here; one that is there is written as

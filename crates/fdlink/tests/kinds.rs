@@ -351,6 +351,32 @@ fn without_a_vnet_header_a_partial_checksum_is_still_told() {
 }
 
 #[test]
+fn an_adopted_tap_lets_super_frames_in() {
+    testkit::in_namespace(|| {
+        if !testkit::has_tun("an_adopted_tap_lets_super_frames_in") {
+            return;
+        }
+        let fds = fdlink::link::open_tap("tap", 1, &LinkOptions::new()).unwrap().into_fds();
+        testkit::clear_tun_offloads(fds[0].as_fd()).unwrap();
+        interface::up("tap").unwrap();
+        let link = adopt(fds, &LinkOptions::new()).unwrap();
+        assert!(link.properties().capabilities.uso);
+        let mut rx = Box::new(link).into_queues().unwrap().pop().unwrap().rx.unwrap();
+        let (source, destination) = (([192, 0, 2, 1], 5).into(), ([192, 0, 2, 2], 6).into());
+        let (seq, ack, window, flags) = (1, 1, 1000, packet::flag::ACK);
+        let (options, payload) = (&[][..], &[7; 4200][..]);
+        let tcp = packet::Tcp { source, destination, seq, ack, window, flags, options, payload };
+        let frame = packet::ethernet_ip([2; 6], [4; 6], &packet::tcp(tcp));
+        // NEEDS_CSUM, TCPV4; headers of 54 bytes, segments of 1400, start 34, offset 16.
+        let words = [54_u16, 1400, 34, 16].map(u16::to_ne_bytes);
+        let vnet = [&[1, 1][..], words.as_flattened()].concat();
+        let peer = Peer::on_interface("tap").unwrap();
+        peer.send_with(vnet[..].try_into().unwrap(), &frame).unwrap();
+        assert_eq!(recv(&mut *rx, 1, PATIENCE)[0].len(), frame.len());
+    });
+}
+
+#[test]
 fn several_queues_of_one_tap() {
     testkit::in_namespace(|| {
         if !testkit::has_tun("several_queues_of_one_tap") {

@@ -34,3 +34,13 @@ pub fn has_tun(test: &str) -> bool {
     }
     node.is_ok()
 }
+
+/// Makes the kernel side of a TUN or TAP device leave nothing to the descriptor's owner, as on a
+/// device that was just made.
+///
+/// # Errors
+///
+/// Where the descriptor is no such device.
+pub fn clear_tun_offloads(fd: std::os::fd::BorrowedFd<'_>) -> std::io::Result<()> {
+    sys::tun::clear_offloads(fd)
+}

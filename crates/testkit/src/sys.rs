@@ -1,4 +1,5 @@
 //! System calls behind safe functions; the only place of this crate with unsafe code.
 
 pub(crate) mod packet;
+pub(crate) mod tun;
 pub(crate) mod unshare;

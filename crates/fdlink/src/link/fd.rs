@@ -130,6 +130,13 @@ impl FdLink {
             let group = packet::join_fanout(fds)?;
             descriptors.iter_mut().for_each(|report| report.fanout_group = Some(group));
         }
+        if matches!(plan.kind, LinkKind::Tap | LinkKind::Tun) && plan.capabilities.tx_checksum {
+            // One descriptor speaks for the device.
+            match tun::accept_offloads(fds[0].as_fd()) {
+                Ok(uso) => plan.capabilities.uso = uso,
+                Err(error) => plan.notes.push(format!("no super-frames come in: {error}")),
+            }
+        }
         let rings = Self::rings(fds, plan, options)?;
         for (descriptor, ring) in descriptors.iter_mut().zip(&rings) {
             descriptor.ring = ring.as_ref().map_or(0, Ring::len);

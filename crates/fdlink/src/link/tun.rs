@@ -1,6 +1,7 @@
 //! TUN and TAP devices (macvtap as well, once opened): opening them by name, reading back what a
 //! descriptor is.
 
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use crate::batch::LinkHeader;
@@ -49,35 +50,32 @@ fn open(
         // The first queue settles a name with %d in it for the others.
         name = tun::set_interface(fd.as_fd(), &name, flags)
             .map_err(|e| call("ioctl(TUNSETIFF)", name.clone(), e))?;
-        let uso = set_up_offload(fd.as_fd(), &name, options)?;
-        found.push(Found { uso, ..examine(index, fd.as_fd())? });
+        let failed = |text, source| call(text, name.clone(), source);
+        // Both of these outlive descriptors, so they are said even if they are the default.
+        if options.offload == Offload::Off {
+            tun::set_offload(fd.as_fd(), 0).map_err(|e| failed("ioctl(TUNSETOFFLOAD)", e))?;
+        } else {
+            let len = tun::set_vnet_header_len(fd.as_fd(), 10);
+            len.map_err(|e| failed("ioctl(TUNSETVNETHDRSZ)", e))?;
+        }
+        found.push(examine(index, fd.as_fd())?);
         fds.push(fd);
     }
     FdLink::build(fds, &found, options)
 }
 
-/// Says what the kernel may leave to us. That holds for the device and outlives descriptors, so it
-/// is said even if it is nothing. Returns whether UDP segmentation is among it.
-fn set_up_offload(
-    fd: BorrowedFd<'_>,
-    name: &str,
-    options: &LinkOptions,
-) -> Result<bool, SetupError> {
+/// Tells the device behind a descriptor with a vnet header what the kernel may leave to us; without
+/// it, super-frames are cut before they come. It holds for the device, whoever opened it, and
+/// cannot be read back. Returns whether segmentation of UDP is among it.
+pub(super) fn accept_offloads(fd: BorrowedFd<'_>) -> io::Result<bool> {
     const TCP: libc::c_uint =
         libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
     // Linux 6.2; either of them alone is EINVAL.
     const UDP: libc::c_uint = libc::TUN_F_USO4 | libc::TUN_F_USO6;
-    let failed = |text, source| call(text, name.to_owned(), source);
-    if options.offload == Offload::Off {
-        tun::set_offload(fd, 0).map_err(|e| failed("ioctl(TUNSETOFFLOAD)", e))?;
-        return Ok(false);
-    }
-    // 10 is the default, but the length outlives descriptors as well.
-    tun::set_vnet_header_len(fd, 10).map_err(|e| failed("ioctl(TUNSETVNETHDRSZ)", e))?;
     if tun::set_offload(fd, TCP | UDP).is_ok() {
         return Ok(true);
     }
-    tun::set_offload(fd, TCP).map_err(|e| failed("ioctl(TUNSETOFFLOAD)", e))?;
+    tun::set_offload(fd, TCP)?;
     Ok(false)
 }
 
