@@ -88,6 +88,8 @@ class HalfClose(socketserver.BaseRequestHandler):
             read_all(self.request)
         elif order == b"r":  # reset
             self.request.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            # Here, not by the server, which would send a FIN first.
+            self.request.close()
 
 
 class Dns(socketserver.BaseRequestHandler):
