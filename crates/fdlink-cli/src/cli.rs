@@ -9,6 +9,10 @@ use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use fdlink::Mode;
 
+use crate::cmd::demo::DemoArgs;
+use crate::cmd::demo::client::ClientArgs;
+use crate::cmd::demo::process::RowArgs;
+
 use crate::failure::OUR_FAILURE;
 
 /// Fast user-space networking on file descriptors, without root
@@ -18,6 +22,7 @@ use crate::failure::OUR_FAILURE;
 Examples:
   fdlink run -- curl -s https://example.org/    a command in a network of its own
   fdlink run -- bash                            a shell in one
+  fdlink demo                                   what every mode moves on this machine
   fdlink help run                               what `run` can do, with more examples")]
 pub(crate) struct Cli {
     #[command(subcommand)]
@@ -29,6 +34,14 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Run a command in a network of its own, whose only way out is this program
     Run(RunArgs),
+    /// Show on this machine what every mode moves: verified transfers, a table and a chart
+    Demo(DemoArgs),
+    /// A row of the demo: endpoint, stack and sandbox
+    #[command(hide = true)]
+    DemoRow(RowArgs),
+    /// The command in the sandbox of a row
+    #[command(hide = true)]
+    DemoClient(ClientArgs),
 }
 
 /// `fdlink run`.
@@ -145,7 +158,7 @@ mod tests {
     #[test]
     fn options_after_the_command_are_the_commands() {
         let cli = Cli::parse_from(["fdlink", "run", "--mtu", "9000", "ls", "--mtu", "-v"]);
-        let Command::Run(run) = cli.command;
+        let Command::Run(run) = cli.command else { panic!() };
         assert_eq!(run.command, ["ls", "--mtu", "-v"]);
         assert!(!run.verbose);
         assert_eq!(run.mtu, 9000);

@@ -26,6 +26,9 @@ fn main() -> ExitCode {
     };
     let result = match cli.command {
         Command::Run(args) => cmd::run::run(args),
+        Command::Demo(args) => cmd::demo::run(&args),
+        Command::DemoRow(args) => cmd::demo::process::run(&args).map(|()| 0),
+        Command::DemoClient(args) => cmd::demo::client::run(&args).map(|()| 0),
     };
     match result {
         Ok(code) => ExitCode::from(code),

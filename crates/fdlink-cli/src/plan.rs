@@ -122,7 +122,7 @@ mod tests {
 
     fn plan(args: &[&str]) -> Result<RunPlan, Failure> {
         let args = ["fdlink", "run"].iter().chain(args).chain(&["true"]);
-        let Command::Run(run) = Cli::parse_from(args).command;
+        let Command::Run(run) = Cli::parse_from(args).command else { panic!() };
         RunPlan::new(run)
     }
 

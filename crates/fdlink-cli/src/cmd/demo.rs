@@ -15,13 +15,14 @@ mod server;
 mod stream;
 mod table;
 
+use std::ffi::CStr;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use serde_json::json;
+use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 
 use self::budget::Budget;
@@ -177,7 +178,8 @@ fn hopeless(rows: &[Row]) -> Option<Failure> {
 /// Writes the chart, whole or not at all.
 fn draw(path: &Path, rows: &[Row], place: &Place) -> Result<(), Failure> {
     let failed = || Failure::new(format!("the chart could not be written to {}", path.display()));
-    let picture = chart::svg(rows, place).map_err(|error| failed().because(&io::Error::other(error)))?;
+    let picture =
+        chart::svg(rows, place).map_err(|error| failed().because(&io::Error::other(error)))?;
     replace(path, picture.as_bytes()).map_err(|error| {
         let hint = "run it in a folder that you may write to, or give a place with --chart FILE";
         failed().because(&error).hint(hint.to_owned())
@@ -196,6 +198,17 @@ fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     written
 }
 
+/// `--json`.
+#[derive(Serialize)]
+struct Document<'a> {
+    version: &'a str,
+    machine: &'a Place,
+    rows: &'a [Row],
+    verified: bool,
+    seconds: f64,
+    chart: Option<String>,
+}
+
 fn print(
     args: &DemoArgs,
     rows: &[Row],
@@ -208,14 +221,8 @@ fn print(
     if args.json {
         let version = env!("CARGO_PKG_VERSION");
         let verified = rows.iter().all(Row::verified);
-        return out(&format!("{:#}\n", json!({
-            "version": version,
-            "machine": place,
-            "rows": rows,
-            "verified": verified,
-            "seconds": seconds,
-            "chart": chart,
-        })));
+        let document = Document { version, machine: place, rows, verified, seconds, chart };
+        return out(&format!("{}\n", words(serde_json::to_string_pretty(&document))?));
     }
     let verified = rows.iter().filter(|row| row.verified()).count();
     let chart = chart.map(|chart| format!("; chart: {chart}")).unwrap_or_default();
@@ -226,11 +233,19 @@ fn print(
     ))
 }
 
+/// How ps and top name this process: by what was executed, it would be `exe`.
+fn show_as(name: &CStr) {
+    // It is a name and nothing more.
+    let _ = rustix::thread::set_name(name);
+}
+
 /// Tells the demo something: a line on standard output.
 fn tell(message: &Message) -> Result<(), Failure> {
-    let line = serde_json::to_string(message)
-        .map_err(|error| Failure::new("a message could not be put into words").because(&error))?;
-    out(&format!("{line}\n"))
+    out(&format!("{}\n", words(serde_json::to_string(message))?))
+}
+
+fn words(json: serde_json::Result<String>) -> Result<String, Failure> {
+    json.map_err(|error| Failure::new("the result could not be written as JSON").because(&error))
 }
 
 /// Writes to standard output. That nobody wants to read it (any more) is no failure.

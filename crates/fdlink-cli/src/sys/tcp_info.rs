@@ -42,6 +42,6 @@ mod tests {
 
     #[test]
     fn what_is_no_connection_is_an_error() {
-        assert!(total_retransmits(std::io::stdin()).is_err());
+        assert!(total_retransmits(io::stdin()).is_err());
     }
 }

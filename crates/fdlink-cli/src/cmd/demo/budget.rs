@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 /// Nothing of the demo takes longer than this, whatever hangs.
-const WHOLE: Duration = Duration::from_secs(57);
+const WHOLE: Duration = Duration::from_secs(56);
 /// What is planned for. The rest is for rows that take longer than they should.
 const PLANNED: Duration = Duration::from_secs(48);
 /// Long enough for TCP to have found its pace a hundred times over.
@@ -95,7 +95,7 @@ mod tests {
         let (whole, shares) = play(|share| share.transfer * 2 + Duration::from_secs(3));
         assert!(shares.iter().all(Option::is_some));
         assert!(shares[ROWS as usize - 1].unwrap().transfer < WANTED);
-        assert!(whole < Duration::from_secs(57), "{whole:?}");
+        assert!(whole <= WHOLE, "{whole:?}");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The sandbox's end of the transfers: `fdlink demo-client`, the command that a row runs.
 
 use std::io::{self, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
@@ -11,11 +11,8 @@ use super::row::{ClientSaw, Direction, Family, Message};
 use super::server;
 use super::stream;
 use crate::failure::Failure;
+use crate::outbound::policy::{GATEWAY_V4, GATEWAY_V6};
 use crate::sys::tcp_info;
-
-/// Where the host's loopback is, seen from the sandbox.
-const HOST_V4: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
-const HOST_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xfd, 0, 0, 0, 0, 0, 2);
 
 /// What the client does. Written by the demo, not by people.
 #[derive(Args, Clone, Debug)]
@@ -47,14 +44,15 @@ impl ClientArgs {
     }
 
     fn servers(&self) -> impl Iterator<Item = (Family, SocketAddr)> {
-        let v4 = (Family::V4, (IpAddr::from(HOST_V4), self.ipv4_port).into());
-        let v6 = self.ipv6_port.map(|port| (Family::V6, (IpAddr::from(HOST_V6), port).into()));
+        let v4 = (Family::V4, (IpAddr::from(GATEWAY_V4), self.ipv4_port).into());
+        let v6 = self.ipv6_port.map(|port| (Family::V6, (IpAddr::from(GATEWAY_V6), port).into()));
         [v4].into_iter().chain(v6)
     }
 }
 
 /// `fdlink demo-client`.
 pub(crate) fn run(args: &ClientArgs) -> Result<(), Failure> {
+    super::show_as(c"demo-client");
     for (family, server) in args.servers() {
         let saw = transfer(family, server, args.direction, Duration::from_millis(args.millis))
             .map_err(|error| Failure::new(format!("client, {family}")).because(&error))?;

@@ -14,19 +14,17 @@ pub(crate) struct Place {
     pub(crate) cpu: String,
     /// How many processors this program may use.
     pub(crate) cores: usize,
+    /// How the kernel's TCP controls congestion, in the sandbox as here.
+    pub(crate) congestion_control: String,
 }
 
 impl Place {
     /// This machine.
     pub(crate) fn here() -> Self {
-        let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-        let kernel = match kernel.trim() {
-            "" => "of unknown release",
-            release => release,
-        };
         let cpu = fs::read_to_string("/proc/cpuinfo").ok().as_deref().and_then(model);
         Self {
-            kernel: kernel.to_owned(),
+            kernel: setting("kernel/osrelease"),
+            congestion_control: setting("net/ipv4/tcp_congestion_control"),
             // aarch64 kernels name no model.
             cpu: cpu.unwrap_or_else(|| std::env::consts::ARCH.to_owned()),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
@@ -36,9 +34,17 @@ impl Place {
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { kernel, cpu, cores } = self;
-        write!(f, "Linux {kernel}, {cpu}, {cores} core{}", if *cores == 1 { "" } else { "s" })
+        let Self { kernel, cpu, cores, congestion_control } = self;
+        let s = if *cores == 1 { "" } else { "s" };
+        write!(f, "Linux {kernel}, {cpu}, {cores} core{s}, TCP {congestion_control}")
     }
+}
+
+/// What the kernel says of itself.
+fn setting(name: &str) -> String {
+    let text = fs::read_to_string(format!("/proc/sys/{name}")).unwrap_or_default();
+    let text = text.trim();
+    if text.is_empty() { "unknown".to_owned() } else { text.to_owned() }
 }
 
 /// The model of the first processor in /proc/cpuinfo, its spaces made single.
@@ -62,8 +68,13 @@ mod tests {
 
     #[test]
     fn it_is_one_line() {
-        let place = Place { kernel: "6.18.1".into(), cpu: "A CPU".into(), cores: 1 };
-        assert_eq!(place.to_string(), "Linux 6.18.1, A CPU, 1 core");
+        let place = Place {
+            kernel: "6.18.1".into(),
+            cpu: "A CPU".into(),
+            cores: 1,
+            congestion_control: "cubic".into(),
+        };
+        assert_eq!(place.to_string(), "Linux 6.18.1, A CPU, 1 core, TCP cubic");
         assert!(Place::here().cores >= 1);
     }
 }

@@ -15,16 +15,18 @@ use std::future::pending;
 use std::io::{self, BufRead, Read};
 use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
+use std::pin::pin;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::Args;
 use fdlink::Mode;
 use fdlink::stats::{RxStats, TxStats};
 use fdlink_sandbox::{Exit, LinkChoice};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, set_parent_process_death_signal};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+use rustix::process::{Signal, set_parent_process_death_signal};
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe::Receiver;
+use tokio::time::{interval, sleep, timeout};
 
 use super::budget::Share;
 use super::client::ClientArgs;
@@ -40,6 +42,8 @@ use crate::session::{Ending, Outcome, Session};
 const MYSELF: &str = "/proc/self/exe";
 /// How often progress is shown.
 const TICK: Duration = Duration::from_millis(100);
+/// How long a killed row may take to be gone.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// What a row is to do. Written by the demo, not by people.
 #[derive(Args, Clone, Debug)]
@@ -60,6 +64,7 @@ pub(crate) struct RowArgs {
 /// `fdlink demo-row`: `run`, with the demo's client.
 pub(crate) fn run(args: &RowArgs) -> Result<(), Failure> {
     die_with(args.parent)?;
+    super::show_as(c"demo-row");
     let mut command = vec![MYSELF.into(), "demo-client".into()];
     command.extend(args.client.typed().into_iter().map(Into::into));
     let plan = SessionPlan {
@@ -127,14 +132,15 @@ async fn try_play(trial: Trial, share: Share, progress: impl Fn(u64)) -> io::Res
     let server = Server::start(trial.direction, share.transfer)?;
     let families: Vec<Family> = server.ports.iter().map(|(family, _)| *family).collect();
     let mut process = Process::spawn(trial, share, &server)?;
-    let in_time = process.wait(share.limit, || progress(server.moved())).await?;
-    let (status, told, complaint) = process.finish()?;
+    let (in_time, told) = process.listen(share.limit, || progress(server.moved())).await?;
+    let (status, complaint) = process.finish()?;
     let (served, server_fault) = server.finish();
 
     let mut row = Row::judge(trial, &families, &served, messages(&told));
     // What went wrong first: a row that ended early leaves the other faults behind it.
     if !in_time {
-        row.fault = Some(format!("it took more than {:.1} s and was ended", share.limit.as_secs_f64()));
+        row.fault =
+            Some(format!("it took more than {:.1} s and was ended", share.limit.as_secs_f64()));
     } else if !status.success() {
         row.fault = Some(if complaint.is_empty() { status.to_string() } else { complaint });
     } else if let Some(fault) = server_fault {
@@ -174,35 +180,40 @@ impl Process {
         Ok(Self(child))
     }
 
-    /// Waits until it ends; false if it had to be killed.
-    async fn wait(&mut self, limit: Duration, mut tick: impl FnMut()) -> io::Result<bool> {
-        let pidfd = pidfd_open(Pid::from_child(&self.0), PidfdFlags::empty())?;
-        let ended = AsyncFd::with_interest(pidfd, Interest::READABLE)?;
-        let deadline = Instant::now() + limit;
-        let mut ticks = tokio::time::interval(TICK);
-        loop {
-            tokio::select! {
-                ended = ended.readable() => return ended.map(|_| true),
-                () = tokio::time::sleep_until(deadline.into()) => {
-                    self.0.kill()?;
-                    return Ok(false);
+    /// Hears what is told until it and those to its right have ended, which then let go of the
+    /// pipe; false if they had to be killed.
+    async fn listen(&mut self, limit: Duration, tick: impl Fn()) -> io::Result<(bool, String)> {
+        let pipe = self.0.stdout.take().ok_or(io::ErrorKind::BrokenPipe)?;
+        let mut pipe = Receiver::from_owned_fd(pipe.into())?;
+        let mut told = Vec::new();
+        let in_time = {
+            let mut end = pin!(pipe.read_to_end(&mut told));
+            let mut limit = pin!(sleep(limit));
+            let mut ticks = interval(TICK);
+            loop {
+                tokio::select! {
+                    end = &mut end => break end.map(|_| true)?,
+                    () = &mut limit => break false,
+                    _ = ticks.tick() => tick(),
                 }
-                _ = ticks.tick() => tick(),
             }
+        };
+        if !in_time {
+            self.0.kill()?;
+            // Its end is the end of the others, but not in the same moment.
+            let _ = timeout(LAST_WORDS, pipe.read_to_end(&mut told)).await;
         }
+        Ok((in_time, String::from_utf8_lossy(&told).into_owned()))
     }
 
-    /// How it ended, what was told, what was complained of. Also waits for those to its right:
-    /// they hold the pipes.
-    fn finish(mut self) -> io::Result<(ExitStatus, String, String)> {
-        let (mut told, mut complaint) = (String::new(), String::new());
-        if let Some(mut pipe) = self.0.stdout.take() {
-            pipe.read_to_string(&mut told)?;
-        }
+    /// How it ended, and what it complained of.
+    fn finish(mut self) -> io::Result<(ExitStatus, String)> {
+        let status = self.0.wait()?;
+        let mut complaint = String::new();
         if let Some(mut pipe) = self.0.stderr.take() {
             pipe.read_to_string(&mut complaint)?;
         }
-        Ok((self.0.wait()?, told, first_complaint(&complaint)))
+        Ok((status, first_complaint(&complaint)))
     }
 }
 

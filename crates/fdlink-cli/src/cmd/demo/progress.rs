@@ -21,8 +21,9 @@ impl Progress {
     /// For that many rows.
     pub(crate) fn new(rows: usize) -> Self {
         let bar = io::stderr().is_terminal().then(|| {
-            let style = ProgressStyle::with_template("{bar:24.cyan/black} {pos:>2}/{len} rows  {msg}")
-                .unwrap_or_else(|_| ProgressStyle::default_bar());
+            let style =
+                ProgressStyle::with_template("{bar:24.cyan/black} {pos:>2}/{len} rows  {msg}")
+                    .unwrap_or_else(|_| ProgressStyle::default_bar());
             ProgressBar::new(rows as u64).with_style(style)
         });
         Self { bar, rows, last: Cell::new((Instant::now(), 0)) }

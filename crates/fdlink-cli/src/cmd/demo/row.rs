@@ -333,7 +333,9 @@ pub(crate) mod tests {
     #[test]
     fn another_hash_or_length_is_a_fault() {
         let sent = Seen { bytes: 10, hash: "0a".into(), seconds: 1.0 };
-        for received in [Seen { hash: "0b".into(), ..sent.clone() }, Seen { bytes: 9, ..sent.clone() }] {
+        for received in
+            [Seen { hash: "0b".into(), ..sent.clone() }, Seen { bytes: 9, ..sent.clone() }]
+        {
             let row = judge(trial(), &sent, &received, 1_000);
             assert!(row.fault.as_ref().unwrap().contains("were sent"), "{row:?}");
             assert!(!row.transfers[0].verified);

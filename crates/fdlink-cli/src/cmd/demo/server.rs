@@ -39,7 +39,7 @@ impl Server {
             .map(|(family, listener)| Ok((*family, listener.local_addr()?.port())))
             .collect::<io::Result<_>>()?;
         let (moved, unwanted) = (Arc::<AtomicU64>::default(), Arc::<AtomicBool>::default());
-        let served = Server::serve(direction, time, Arc::clone(&moved), Arc::clone(&unwanted));
+        let served = Self::serve(direction, time, Arc::clone(&moved), Arc::clone(&unwanted));
         let thread = thread::Builder::new()
             .name("demo-server".to_owned())
             .spawn(move || served(listeners))?;

@@ -4,10 +4,10 @@ use std::fmt::Write;
 
 use super::row::{Counted, Family, Row};
 
-const HEAD: &str = "\
-                             Gbit/s          MB        re-  calls frames/batch
-mode          MTU  way    IPv4   IPv6   moved  linked sent per MB    rx    tx  hash
-";
+const HEAD: [&str; 2] = [
+    "                              Gbit/s             MB      re-  calls frames/batch",
+    "mode          MTU  way    IPv4   IPv6   moved  linked   sent per MB    rx    tx  hash",
+];
 const FOOT: &str = "\
 up: from the sandbox to the host; down: from the host to the sandbox
 moved: what arrived, hashed at both ends; linked: bytes of frames that the endpoint counted that way
@@ -18,7 +18,7 @@ const NOTHING: &str = "-";
 
 /// The table, and below it why rows failed.
 pub(crate) fn table(rows: &[Row]) -> String {
-    let mut text = HEAD.to_owned();
+    let mut text = HEAD.map(|line| format!("{line}\n")).concat();
     for row in rows {
         // Writing to a string cannot fail.
         let _ = writeln!(text, "{}", line(row));
@@ -40,7 +40,7 @@ fn line(row: &Row) -> String {
         false => mega(row.payload()),
     };
     format!(
-        "{:<11} {:>5}  {:<4} {:>6} {:>6} {:>7} {:>7} {:>4} {:>6} {:>5} {:>5}  {}",
+        "{:<11} {:>5}  {:<4} {:>6} {:>6} {:>7} {:>7} {:>6} {:>6} {:>5} {:>5}  {}",
         trial.mode,
         trial.mtu,
         trial.direction.name(),
