@@ -29,12 +29,10 @@ pub(crate) struct Cli {
     pub(crate) command: Command,
 }
 
-/// What to do.
+/// What to do. What it is about is said by the arguments: a comment here would replace that.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Run a command in a network of its own, whose only way out is this program
     Run(RunArgs),
-    /// Show on this machine what every mode moves: verified transfers, a table and a chart
     Demo(DemoArgs),
     /// A row of the demo: endpoint, stack and sandbox
     #[command(hide = true)]
@@ -46,6 +44,7 @@ pub(crate) enum Command {
 
 /// `fdlink run`.
 #[derive(Args, Debug)]
+#[command(about = "Run a command in a network of its own, whose only way out is this program")]
 #[command(long_about = "\
 Run a command in a network of its own, whose only way out is this program.
 

@@ -6,6 +6,7 @@
 mod cli;
 mod cmd;
 mod failure;
+mod file;
 mod outbound;
 mod plan;
 mod session;

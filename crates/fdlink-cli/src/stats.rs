@@ -10,6 +10,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::failure::Failure;
+use crate::file;
 use crate::plan::SessionPlan;
 use crate::session::Outcome;
 
@@ -40,7 +41,7 @@ impl StatsFile {
             // A new file beside it can be made, and goes again at once: nothing is left where this
             // program is killed while the command runs.
             _ => {
-                let probe = beside(&target).map_err(|error| failed(&error))?;
+                let probe = file::beside(&target).map_err(|error| failed(&error))?;
                 let made = File::create_new(&probe).and_then(|_| fs::remove_file(&probe));
                 made.map_err(|error| failed(&error))?;
                 Ok(Self::Replaced(target))
@@ -50,12 +51,16 @@ impl StatsFile {
 
     /// Writes it.
     pub(crate) fn write(self, document: &Value) -> Result<(), Failure> {
+        let text = text(document);
         let (path, result) = match self {
             Self::Replaced(path) => {
-                let result = replace(&path, document);
+                let result = text.and_then(|text| file::replace(&path, &text));
                 (path, result)
             }
-            Self::Stream(path, file) => (path, print(&file, document)),
+            Self::Stream(path, mut file) => {
+                let result = text.and_then(|text| file.write_all(&text));
+                (path, result)
+            }
         };
         result.map_err(|error| {
             Failure::new(format!("--stats {}: the file could not be written", path.display()))
@@ -64,30 +69,10 @@ impl StatsFile {
     }
 }
 
-/// A name in the same folder that nobody else uses.
-fn beside(path: &Path) -> io::Result<PathBuf> {
-    let name = path.file_name().ok_or(io::ErrorKind::InvalidFilename)?;
-    let mut temporary = std::ffi::OsString::from(".");
-    temporary.push(name);
-    temporary.push(format!(".{}", std::process::id()));
-    Ok(path.with_file_name(temporary))
-}
-
-fn replace(path: &Path, document: &Value) -> io::Result<()> {
-    let temporary = beside(path)?;
-    let result = File::create_new(&temporary)
-        .and_then(|file| print(&file, document))
-        .and_then(|()| fs::rename(&temporary, path));
-    if result.is_err() {
-        let _ = fs::remove_file(&temporary);
-    }
-    result
-}
-
-fn print(mut file: &File, document: &Value) -> io::Result<()> {
+fn text(document: &Value) -> io::Result<Vec<u8>> {
     let mut text = serde_json::to_vec_pretty(document)?;
     text.push(b'\n');
-    file.write_all(&text)
+    Ok(text)
 }
 
 /// Everything there is to say about a run.

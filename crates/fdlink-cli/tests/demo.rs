@@ -205,3 +205,11 @@ fn a_killed_demo_leaves_nothing() {
         assert!(place.is_empty_soon());
     });
 }
+
+#[test]
+fn help_teaches() {
+    let mut help = Command::new(env!("CARGO_BIN_EXE_fdlink"));
+    let output = help.args(["demo", "--help"]).env_remove("COLUMNS").output().unwrap();
+    assert!(output.status.success());
+    insta::assert_snapshot!(String::from_utf8(output.stdout).unwrap());
+}

@@ -16,7 +16,6 @@ mod stream;
 mod table;
 
 use std::ffi::CStr;
-use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -30,6 +29,7 @@ use self::place::Place;
 use self::progress::Progress;
 use self::row::{Message, Row, Trial};
 use crate::failure::Failure;
+use crate::file;
 
 /// The exit status where a row was not verified.
 const UNVERIFIED: u8 = 1;
@@ -38,6 +38,9 @@ const TRANSFERS: u32 = 2;
 
 /// `fdlink demo`.
 #[derive(Args, Debug)]
+#[command(
+    about = "Show what every mode moves on this machine: verified transfers, a table, a chart"
+)]
 #[command(long_about = "\
 Show what fdlink does on this machine, in less than a minute. It needs no privilege, no internet \
 and no arguments.
@@ -64,8 +67,9 @@ Columns:
   MB linked     bytes of the frames that the endpoint counted in that direction
   resent        TCP segments sent again, by the sandbox's kernel and by the stack
   calls per MB  system calls to receive and to send frames, for each MB moved
-  frames/batch  frames for each visit to the kernel; rx: from the sandbox, tx: to it. A frame is up \
-to 64 KiB at any MTU: segmentation is left to the kernel's offload
+  frames/batch  frames for each visit to the kernel (rx: from the sandbox, tx: to it)
+
+A frame has up to 64 KiB at any MTU: segmentation is left to the kernel's offload.
 
 Exit status:
   0 where every row was verified, 1 where one was not, 125 where the demo itself failed")]
@@ -180,22 +184,10 @@ fn draw(path: &Path, rows: &[Row], place: &Place) -> Result<(), Failure> {
     let failed = || Failure::new(format!("the chart could not be written to {}", path.display()));
     let picture =
         chart::svg(rows, place).map_err(|error| failed().because(&io::Error::other(error)))?;
-    replace(path, picture.as_bytes()).map_err(|error| {
+    file::replace(path, picture.as_bytes()).map_err(|error| {
         let hint = "run it in a folder that you may write to, or give a place with --chart FILE";
         failed().because(&error).hint(hint.to_owned())
     })
-}
-
-fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut name = path.file_name().ok_or(io::ErrorKind::InvalidFilename)?.to_owned();
-    name.push(format!(".{}.tmp", std::process::id()));
-    let temporary = path.with_file_name(name);
-    let mut file = File::create_new(&temporary)?;
-    let written = file.write_all(bytes).and_then(|()| fs::rename(&temporary, path));
-    if written.is_err() {
-        let _ = fs::remove_file(&temporary);
-    }
-    written
 }
 
 /// `--json`.

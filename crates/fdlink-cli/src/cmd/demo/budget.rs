@@ -54,6 +54,10 @@ impl Budget {
 
     /// Learns from a row that took `elapsed` with transfers of that length.
     pub(crate) fn learn(&mut self, elapsed: Duration, share: Share, transfers: u32) {
+        if elapsed >= share.limit {
+            // Hanging is no news about rows that do not hang.
+            return;
+        }
         let overhead = elapsed.saturating_sub(share.transfer * transfers);
         // Half of the news: one slow row is no reason to hurry for all the others.
         self.overhead = (self.overhead + overhead) / 2;
