@@ -36,7 +36,12 @@ fn say(session: &Session) -> io::Result<()> {
     let mut err = io::stderr().lock();
     let report = session.report();
     let (kind, queues) = (report.kind.name(), report.descriptors.len());
-    writeln!(err, "fdlink: link {kind}, mode {}, {queues} queue(s)", report.mode)?;
+    writeln!(
+        err,
+        "fdlink: link {kind}, mode {}, {queues} {}",
+        report.mode,
+        if queues == 1 { "queue" } else { "queues" }
+    )?;
     for note in session.notes() {
         writeln!(err, "fdlink: note: {note}")?;
     }

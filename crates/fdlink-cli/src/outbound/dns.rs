@@ -13,14 +13,13 @@
 use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use fdlink_stack::UdpFlow;
 use tokio::net::UdpSocket;
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 
 use super::{Outbound, udp};
 
@@ -32,7 +31,7 @@ const LAST_PATIENCE: Duration = Duration::from_secs(5);
 const IDLE: Duration = Duration::from_secs(10);
 /// Look-ups of one flow under way; with more, the oldest is given up.
 const MAX_PENDING: usize = 32;
-/// Datagrams of each kind before other tasks run.
+/// Answers before other tasks run.
 const ROUNDS: usize = 16;
 /// Length of a DNS header (RFC 1035, section 4.1.1); what is shorter is no query and no answer.
 const HEADER_LEN: usize = 12;
@@ -60,16 +59,8 @@ enum Server {
     Failed,
 }
 
-struct Flow<'a> {
-    outbound: &'a Outbound,
-    flow: &'a UdpFlow,
-    servers: Vec<Server>,
-    pending: Vec<Pending>,
-    idle_at: Instant,
-    timer: Pin<Box<Sleep>>,
-}
-
 /// Why a flow ended.
+#[derive(PartialEq, Eq)]
 enum End {
     /// Nothing came, or the link is gone.
     Over,
@@ -77,79 +68,72 @@ enum End {
     Refused,
 }
 
+struct Flow<'a> {
+    outbound: &'a Outbound,
+    flow: &'a UdpFlow,
+    servers: Vec<Server>,
+    pending: Vec<Pending>,
+    idle_at: Instant,
+}
+
 /// Serves one flow to its end.
 pub(super) async fn serve(outbound: Arc<Outbound>, flow: UdpFlow) {
     let servers = outbound.resolvers.now().into_iter().map(Server::Unasked).collect();
     let idle_at = Instant::now() + IDLE;
-    let timer = Box::pin(sleep_until(idle_at));
-    let pending = Vec::new();
-    let mut state = Flow { outbound: &outbound, flow: &flow, servers, pending, idle_at, timer };
-    if let End::Refused = poll_fn(|cx| state.poll(cx)).await {
+    let state = Flow { outbound: &outbound, flow: &flow, servers, pending: Vec::new(), idle_at };
+    if state.run().await == End::Refused {
         flow.refuse();
     }
 }
 
 impl Flow<'_> {
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
-        for round in 0..=ROUNDS {
-            let Ok(asked) = self.take_query(cx) else { return Poll::Ready(End::Over) };
-            let answered = self.take_answers(cx);
+    async fn run(mut self) -> End {
+        loop {
+            let due = self.pending.iter().map(|pending| pending.due).min().unwrap_or(self.idle_at);
+            tokio::select! {
+                received = poll_fn(|cx| self.poll_query(cx)) => match received {
+                    Ok(query) => self.start(query),
+                    Err(_) => return End::Over,
+                },
+                at = any_ready(&self.servers) => self.take_answers(at),
+                () = sleep_until(due) => {
+                    if self.pending.is_empty() {
+                        return End::Over;
+                    }
+                }
+            }
             self.ask_next(Instant::now());
             if self.servers.iter().all(|server| matches!(server, Server::Failed)) {
-                return Poll::Ready(End::Refused);
-            }
-            if !asked && !answered {
-                break;
+                return End::Refused;
             }
             self.idle_at = Instant::now() + IDLE;
-            if round == ROUNDS {
-                cx.waker().wake_by_ref();
-            }
+            tokio::task::coop::consume_budget().await;
         }
-        self.poll_timer(cx)
     }
 
-    fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<End> {
-        let due = self.pending.iter().map(|pending| pending.due).min().unwrap_or(self.idle_at);
-        if self.timer.deadline() != due {
-            self.timer.as_mut().reset(due);
-        }
-        if self.timer.as_mut().poll(cx).is_pending() {
-            return Poll::Pending;
-        }
-        if self.pending.is_empty() {
-            return Poll::Ready(End::Over);
-        }
-        // What is due is asked elsewhere in the next poll.
-        cx.waker().wake_by_ref();
-        Poll::Pending
-    }
-
-    /// Whether there was a query.
-    fn take_query(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
+    /// The next query; empty where it was too short to be one.
+    fn poll_query(&self, cx: &mut Context<'_>) -> Poll<io::Result<Box<[u8]>>> {
         let mut scratch = self.outbound.scratch();
-        let Poll::Ready(received) = self.flow.poll_recv(cx, &mut scratch) else {
-            return Ok(false);
-        };
-        let len = received?;
-        if len < HEADER_LEN {
-            self.outbound.counters.udp_dropped.add(1);
-            return Ok(true);
+        self.flow.poll_recv(cx, &mut scratch).map_ok(|len| Box::from(&scratch[..len]))
+    }
+
+    fn start(&mut self, query: Box<[u8]>) {
+        let counters = &self.outbound.counters;
+        if query.len() < HEADER_LEN {
+            return counters.udp_dropped.add(1);
         }
-        let query = Box::from(&scratch[..len]);
-        drop(scratch);
-        self.outbound.counters.dns_queries.add(1);
+        counters.dns_queries.add(1);
+        let mut pending = Pending { query, server: 0, due: Instant::now() };
+        // Where the command asks again, that is not another look-up.
+        self.pending.retain(|old| old.id() != pending.id());
         if self.pending.len() == MAX_PENDING {
             self.pending.remove(0);
-            self.outbound.counters.dns_unanswered.add(1);
+            counters.dns_unanswered.add(1);
         }
-        let mut pending = Pending { query, server: 0, due: Instant::now() };
-        // The command asks again: not another look-up.
-        self.pending.retain(|old| old.id() != pending.id());
-        if self.ask(&mut pending) {
-            self.pending.push(pending);
+        match self.ask(&mut pending) {
+            true => self.pending.push(pending),
+            false => counters.dns_unanswered.add(1),
         }
-        Ok(true)
     }
 
     /// Asks the next server wherever one is due.
@@ -204,38 +188,50 @@ impl Flow<'_> {
         false
     }
 
-    /// Whether there were answers, or a server failed.
-    fn take_answers(&mut self, cx: &mut Context<'_>) -> bool {
-        let mut any = false;
+    /// Passes on what a server has sent.
+    fn take_answers(&mut self, at: usize) {
+        let Some(Server::Asked(socket)) = self.servers.get(at) else { return };
         let mut scratch = self.outbound.scratch();
-        for server in &mut self.servers {
-            let Server::Asked(socket) = server else { continue };
-            if socket.poll_recv_ready(cx).is_pending() {
-                continue;
-            }
-            match socket.try_recv(&mut scratch) {
+        for _ in 0..ROUNDS {
+            match udp::receive(socket, &mut scratch) {
                 Ok(len) => {
-                    any = true;
                     let answer = &scratch[..len];
-                    let Some(at) = self.pending.iter().position(|p| is_answer(p, answer)) else {
-                        continue;
-                    };
-                    self.pending.remove(at);
+                    let asked = self.pending.iter().position(|p| is_answer(p, answer));
+                    // Late, or nobody's.
+                    let Some(asked) = asked else { continue };
+                    self.pending.remove(asked);
                     self.outbound.counters.dns_answers.add(1);
                     self.flow.send(answer);
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    // Forgotten by the runtime now; once more, to be woken.
-                    any |= socket.poll_recv_ready(cx).is_ready();
-                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(_) => {
-                    any = true;
-                    *server = Server::Failed;
+                    self.servers[at] = Server::Failed;
+                    return;
                 }
             }
         }
-        any
     }
+}
+
+/// The first of the servers whose socket has something.
+async fn any_ready(servers: &[Server]) -> usize {
+    let mut waiting: Vec<_> = servers
+        .iter()
+        .enumerate()
+        .filter_map(|(at, server)| match server {
+            Server::Asked(socket) => Some((at, Box::pin(socket.ready(udp::INCOMING)))),
+            _ => None,
+        })
+        .collect();
+    poll_fn(|cx| {
+        for (at, ready) in &mut waiting {
+            if ready.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(*at);
+            }
+        }
+        Poll::Pending
+    })
+    .await
 }
 
 /// A response (RFC 1035, section 4.1.1: QR is set) with the id of the query.

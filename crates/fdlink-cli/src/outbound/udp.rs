@@ -3,17 +3,19 @@
 //! Datagrams wait only in the stack's queue (on the way out) and in the host's socket (on the way
 //! in); between the two they are in the scratch buffer, for one call.
 
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::pin::Pin;
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use fdlink_stack::{IncomingUdp, Refusal, UdpFlow};
+use rustix::net::RecvFlags;
+use tokio::io::Interest;
 use tokio::net::UdpSocket;
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 
 use super::{Outbound, Verdict, dns};
 
@@ -72,11 +74,9 @@ enum End {
 }
 
 async fn serve(outbound: Arc<Outbound>, flow: UdpFlow, host: UdpSocket) {
-    let last = Instant::now();
-    let idle = Box::pin(sleep_until(last + IDLE));
-    let mut relay = Relay { outbound: &outbound, flow: &flow, host: &host, last, idle };
+    let relay = Relay { outbound: &outbound, flow: &flow, host: &host };
     let counters = &outbound.counters;
-    match poll_fn(|cx| relay.poll(cx)).await {
+    match relay.run().await {
         End::Failed => counters.udp_errors.add(1),
         End::Idle => counters.udp_idle.add(1),
         End::LinkClosed => {}
@@ -87,49 +87,54 @@ async fn serve(outbound: Arc<Outbound>, flow: UdpFlow, host: UdpSocket) {
     }
 }
 
+#[derive(Clone, Copy)]
 struct Relay<'a> {
     outbound: &'a Outbound,
     flow: &'a UdpFlow,
     host: &'a UdpSocket,
-    /// When something came last.
-    last: Instant,
-    /// Comes up when nothing may have come for [`IDLE`]; set anew only then.
-    idle: Pin<Box<Sleep>>,
 }
 
 impl Relay<'_> {
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
-        for round in 0..=ROUNDS {
-            let steps = [self.step_out(cx), self.step_in(cx)];
-            if steps.iter().all(Poll::is_pending) {
-                break;
-            }
-            for step in steps {
-                if let Poll::Ready(Err(end)) = step {
-                    return Poll::Ready(end);
+    async fn run(self) -> End {
+        let mut last = Instant::now();
+        let mut idle = pin!(sleep_until(last + IDLE));
+        loop {
+            // Rounds, so that a flood in one direction keeps neither the other nor other tasks.
+            let moved = tokio::select! {
+                moved = poll_fn(|cx| self.move_out(cx)) => moved,
+                ready = self.host.ready(INCOMING) => match ready {
+                    Ok(_) => self.move_in(),
+                    Err(_) => Err(End::Failed),
+                },
+                () = &mut idle => {
+                    if last.elapsed() >= IDLE {
+                        return End::Idle;
+                    }
+                    idle.as_mut().reset(last + IDLE);
+                    continue;
                 }
+            };
+            if let Err(end) = moved {
+                return end;
             }
-            self.last = Instant::now();
-            if round == ROUNDS {
-                cx.waker().wake_by_ref();
-            }
+            last = Instant::now();
+            tokio::task::coop::consume_budget().await;
         }
-        self.poll_idle(cx)
-    }
-
-    fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<End> {
-        while self.idle.as_mut().poll(cx).is_ready() {
-            let due = self.last + IDLE;
-            if due <= Instant::now() {
-                return Poll::Ready(End::Idle);
-            }
-            self.idle.as_mut().reset(due);
-        }
-        Poll::Pending
     }
 
     /// From the command to the host.
-    fn step_out(&self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
+    fn move_out(self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
+        for round in 0..ROUNDS {
+            match self.step_out(cx) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Pending if round > 0 => break,
+                result => return result,
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn step_out(self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
         // First whether it can go, so that none is taken which then has nowhere to wait.
         if ready!(self.host.poll_send_ready(cx)).is_err() {
             return Poll::Ready(Err(End::Failed));
@@ -156,21 +161,41 @@ impl Relay<'_> {
     }
 
     /// From the host to the command.
-    fn step_in(&self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
-        if ready!(self.host.poll_recv_ready(cx)).is_err() {
-            return Poll::Ready(Err(End::Failed));
-        }
-        let mut scratch = self.outbound.scratch();
-        Poll::Ready(match self.host.try_recv(&mut scratch) {
-            Ok(len) => {
-                // Where there is no room inside, the stack has counted it.
-                if self.flow.send(&scratch[..len]) {
-                    self.outbound.counters.udp_datagrams_in.add(1);
+    fn move_in(self) -> Result<(), End> {
+        for _ in 0..ROUNDS {
+            let mut scratch = self.outbound.scratch();
+            match receive(self.host, &mut scratch) {
+                Ok(len) => {
+                    // Where there is no room inside, the stack has counted it.
+                    if self.flow.send(&scratch[..len]) {
+                        self.outbound.counters.udp_datagrams_in.add(1);
+                    }
                 }
-                Ok(())
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => {
+                    if let Some(end) = outcome(&error) {
+                        return Err(end);
+                    }
+                }
             }
-            Err(error) => outcome(&error).map_or(Ok(()), Err),
-        })
+        }
+        Ok(())
+    }
+}
+
+/// What a socket is waited for that may have a datagram or an ICMP error: the latter shows only as
+/// EPOLLERR, which the runtime does not take for readable.
+pub(super) const INCOMING: Interest = Interest::READABLE.add(Interest::ERROR);
+
+/// The next datagram, or the error that an ICMP message left, if there is one.
+pub(super) fn receive(socket: &UdpSocket, buf: &mut [u8]) -> io::Result<usize> {
+    let mut receive = || Ok(rustix::net::recv(socket, &mut *buf, RecvFlags::DONTWAIT)?.0);
+    // One after the other: of several interests at once, this call knows none (tokio 1.54).
+    match socket.try_io(Interest::READABLE, &mut receive) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            socket.try_io(Interest::ERROR, receive)
+        }
+        result => result,
     }
 }
 
