@@ -6,33 +6,28 @@ use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::task::Waker;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use fdlink::queue::{Closed, Fill};
 use slab::Slab;
 
 use crate::config::StackConfig;
 use crate::datagrams::DatagramQueue;
-use crate::flows::{FlowKind, FlowTable, Owner, Path, TcpFailure, TcpFlow};
+use crate::flows::{FlowKind, FlowTable, TcpFailure};
 use crate::icmp::ErrorLimiter;
-use crate::nic::{Nic, TcpOut};
+use crate::nic::{Nic, NicQueue};
 use crate::reassembly::Reassembly;
 use crate::stats::{StackCounters, StackLevels};
-use crate::tcp::{Connection, ConnectionPool, ConnectionSpec, Phase, SmolTcp};
+use crate::tcp::ConnectionPool;
 use crate::timers::{FlowId, Timers};
-
-/// How long a connection that the application has left may take to close: Linux's
-/// `tcp_fin_timeout`.
-const ABANDONED_FOR: Duration = Duration::from_secs(60);
-/// Connections that get the full buffer while the budget is less than half used; then this.
-const SMALL_BUFFER: usize = 64 << 10;
 
 /// ICMP errors that are sent at most; Linux's `icmp_msgs_per_sec` and `icmp_msgs_burst` allow
 /// 1000 and 50.
 const ERRORS_PER_SECOND: u32 = 1_000;
 const ERROR_BURST: u32 = 50;
-/// The finest step of a flow's timer.
-const TICK: Duration = Duration::from_millis(1);
+/// Entries of ended flows that the heap of timers may hold beside those of the others, before they
+/// are swept out.
+const STALE_TIMERS: usize = 4_096;
 /// The first port of those we choose ourselves (RFC 6335, section 6: 49152 to 65535).
 const FIRST_PORT: u16 = 49_152;
 
@@ -53,7 +48,7 @@ pub(crate) struct Core {
     pub(crate) scratch: Vec<u8>,
     pub(crate) timers: Timers,
     /// Flows that `emit` is due for.
-    touched: Vec<FlowId>,
+    pub(crate) touched: Vec<FlowId>,
     /// Flows whose neighbour is being asked for.
     pub(crate) unresolved: Vec<FlowId>,
     pub(crate) next_port: u16,
@@ -68,7 +63,9 @@ pub(crate) struct Listener {
     pub(crate) port: u16,
     /// Established connections that wait to be accepted.
     pub(crate) ready: VecDeque<FlowId>,
-    /// Those, and the ones in the handshake.
+    /// Connections in the handshake, oldest first; those that are through may still be listed.
+    pub(crate) handshakes: VecDeque<FlowId>,
+    /// How many are ready or in the handshake.
     pub(crate) backlog: usize,
     pub(crate) waker: Option<Waker>,
 }
@@ -195,9 +192,14 @@ impl Core {
             }
         }
         rx.release();
+        let pair = &mut self.nics[nic].queues[queue];
+        // What the descriptor still had has been taken in before its end is believed.
+        if closed.is_none() && arrivals.drained {
+            closed = pair.failed.take();
+        }
         match closed {
-            None => self.nics[nic].queues[queue].rx = Some(rx),
-            Some(why) => self.queue_closed(nic, why),
+            None => pair.rx = Some(rx),
+            Some(why) => self.queue_ended(nic, queue, why),
         }
         arrivals
     }
@@ -207,46 +209,108 @@ impl Core {
         self.nics.iter().map(|nic| nic.closed.clone()).collect::<Option<Vec<_>>>()?.pop()
     }
 
-    fn queue_closed(&mut self, nic: usize, why: Closed) {
-        if self.nics[nic].queues.iter().any(|queue| queue.rx.is_some()) {
-            return;
+    /// A descriptor has ended; with the last one of an interface, the interface.
+    fn queue_ended(&mut self, nic: usize, queue: usize, why: Closed) {
+        self.nics[nic].queues[queue].dead = true;
+        if self.nics[nic].queues.iter().all(|queue| queue.dead) {
+            self.close_nic(nic, why);
         }
-        self.nics[nic].closed = Some(why);
+    }
+
+    fn close_nic(&mut self, nic: usize, why: Closed) {
+        let interface = &mut self.nics[nic];
+        interface.closed = Some(why);
+        interface.room_wakers.drain(..).for_each(Waker::wake);
+        interface.queues.iter_mut().for_each(NicQueue::let_go);
         for id in self.flows.on_nic(nic) {
-            self.fail(id, TcpFailure::LinkClosed);
-            if let Some((datagram, _)) = self.flows.datagram_mut(id)
-                && let Some(waker) = datagram.read_waker.take()
-            {
-                waker.wake();
+            let Some(flow) = self.flows.get_mut(id) else { continue };
+            match &mut flow.kind {
+                FlowKind::Pending(_) => drop(self.flows.remove(id)),
+                FlowKind::Datagram(datagram) => {
+                    datagram.read_waker.take().into_iter().for_each(Waker::wake);
+                }
+                FlowKind::Tcp(tcp) => {
+                    let owner = tcp.owner;
+                    self.fail(id, TcpFailure::LinkClosed);
+                    self.connection_over(id, owner);
+                }
             }
         }
     }
 
+    /// Nothing will move any more: connections are reset, and whoever waits learns it.
+    pub(crate) fn shut_down(&mut self, now: Instant) {
+        if self.stopped {
+            return;
+        }
+        for nic in 0..self.nics.len() {
+            self.flows.on_nic(nic).into_iter().for_each(|id| self.fail(id, TcpFailure::Aborted));
+        }
+        // The RSTs leave as far as there is room.
+        self.transmit(now);
+        self.stopped = true;
+        for nic in 0..self.nics.len() {
+            if self.nics[nic].closed.is_none() {
+                self.close_nic(nic, Closed::Stopped);
+            }
+        }
+        let listeners = self.listeners.iter_mut().filter_map(|(_, l)| l.waker.take());
+        listeners
+            .chain(self.udp.iter_mut().filter_map(|(_, u)| u.waker.take()))
+            .for_each(Waker::wake);
+        self.driver.wake();
+    }
+
     /// Sends what is due. Returns whether a transmit queue is full.
     pub(crate) fn transmit(&mut self, now: Instant) -> bool {
-        let mut blocked = false;
+        for queue in self.nics.iter_mut().flat_map(|nic| &mut nic.queues) {
+            queue.full = false;
+        }
         // Taken out and put back, so that the list keeps its memory.
         let mut touched = std::mem::take(&mut self.touched);
         for id in touched.drain(..) {
             if self.emit(now, id) {
-                blocked = true;
                 self.touch(id);
             }
         }
         if self.touched.is_empty() {
             self.touched = touched;
         }
-        for nic in &mut self.nics {
-            for queue in &mut nic.queues {
-                // A queue that failed for good says so on the way in as well.
-                let _ = queue.tx.flush();
-                blocked |= queue.tx.queued() > 0;
-            }
-            if !blocked {
-                nic.room_wakers.drain(..).for_each(Waker::wake);
-            }
+        let mut blocked = false;
+        for nic in 0..self.nics.len() {
+            blocked |= self.flush(nic);
         }
         blocked
+    }
+
+    /// Sends what waits in an interface's transmit queues. Returns whether one is full.
+    fn flush(&mut self, nic: usize) -> bool {
+        let interface = &mut self.nics[nic];
+        if interface.closed.is_some() {
+            return false;
+        }
+        let (mut full, mut ended) = (false, None);
+        for (at, queue) in interface.queues.iter_mut().enumerate().filter(|(_, queue)| !queue.dead)
+        {
+            if let Err(error) = queue.tx.flush() {
+                let why = end_of(&error);
+                match queue.rx {
+                    // `receive` takes in the rest first.
+                    Some(_) => queue.failed = Some(why),
+                    None => ended = Some((at, why)),
+                }
+                continue;
+            }
+            queue.full |= queue.tx.queued() > 0;
+            full |= queue.full;
+        }
+        if !full {
+            interface.room_wakers.drain(..).for_each(Waker::wake);
+        }
+        if let Some((queue, why)) = ended {
+            self.queue_ended(nic, queue, why);
+        }
+        full
     }
 
     /// Whether anything waits to be sent.
@@ -257,15 +321,11 @@ impl Core {
     /// Does what has come due.
     pub(crate) fn expire(&mut self, now: Instant) {
         while let Some((at, id)) = self.timers.pop_due(now) {
-            let Some((tcp, _)) = self.flows.tcp_mut(id) else { continue };
-            if !tcp.armed.came_up(at) {
-                continue;
-            }
-            if tcp.abandon_at.is_some_and(|deadline| deadline <= now) {
-                tcp.connection.abort();
-            }
-            // `emit` sends what is due, if anything is, and arms the timer again.
-            self.touch(id);
+            self.came_up(now, at, id);
+        }
+        if self.timers.len() > STALE_TIMERS + 4 * self.flows.tcp {
+            let Self { timers, flows, .. } = self;
+            timers.sweep(|at, id| flows.tcp_mut(id).is_some_and(|(tcp, _)| tcp.armed.is_for(at)));
         }
         self.expire_neighbors(now);
         self.expire_fragments(now);
@@ -276,251 +336,6 @@ impl Core {
         let neighbors = self.nics.iter().filter_map(|nic| nic.neighbors.next_deadline()).min();
         let others = [self.timers.next(), neighbors, self.reassembly.next_deadline()];
         others.into_iter().flatten().min()
-    }
-
-    /// Puts a flow on the list of those that `emit` is due for.
-    pub(crate) fn touch(&mut self, id: FlowId) {
-        if let Some((tcp, _)) = self.flows.tcp_mut(id)
-            && !std::mem::replace(&mut tcp.touched, true)
-        {
-            self.touched.push(id);
-        }
-    }
-
-    /// As `touch`, from an application: the driver is told.
-    pub(crate) fn touch_and_wake(&mut self, id: FlowId) {
-        self.touch(id);
-        self.driver.wake();
-    }
-
-    /// Lets a connection send what is due. Returns whether it stopped for want of room.
-    fn emit(&mut self, now: Instant, id: FlowId) -> bool {
-        let Some((tcp, path)) = self.flows.tcp_mut(id) else { return false };
-        tcp.touched = false;
-        let nic = &mut self.nics[path.nic];
-        if nic.closed.is_some() {
-            tcp.connection.abort();
-            self.settle(now, id, Phase::Open, Cause::Ours);
-            return false;
-        }
-        let before = tcp.connection.phase();
-        let Some(peer) = path.peer else {
-            // Comes back when the neighbour has answered, unless it was given up.
-            if before == Phase::Closed {
-                self.settle(now, id, before, Cause::Ours);
-            }
-            return false;
-        };
-        let mut out = TcpOut {
-            tx: &mut *nic.queues[path.queue].tx,
-            shape: &nic.shape,
-            path,
-            peer,
-            stats: &self.stats,
-            sent_up_to: &mut tcp.sent_up_to,
-        };
-        let blocked = tcp.connection.emit(now, &mut out);
-        self.settle(now, id, before, Cause::Timer);
-        blocked
-    }
-
-    /// Hands a verified segment to its connection. `packet` has TCP's headroom in front.
-    pub(crate) fn segment_arrived(
-        &mut self,
-        now: Instant,
-        id: FlowId,
-        packet: &mut [u8],
-        is_reset: bool,
-    ) {
-        let Some((tcp, path)) = self.flows.tcp_mut(id) else { return };
-        let Some(peer) = path.peer else { return };
-        let before = tcp.connection.phase();
-        let nic = &mut self.nics[path.nic];
-        let mut out = TcpOut {
-            tx: &mut *nic.queues[path.queue].tx,
-            shape: &nic.shape,
-            path,
-            peer,
-            stats: &self.stats,
-            sent_up_to: &mut tcp.sent_up_to,
-        };
-        tcp.connection.segment_arrived(now, packet, &mut out);
-        let cause = if is_reset { Cause::Reset } else { Cause::Segment };
-        self.settle(now, id, before, cause);
-        self.touch(id);
-    }
-
-    /// Draws the conclusions after a connection did something: who is woken, what it became, and
-    /// when it comes up next.
-    fn settle(&mut self, now: Instant, id: FlowId, before: Phase, cause: Cause) {
-        let Some((tcp, path)) = self.flows.tcp_mut(id) else { return };
-        let after = tcp.connection.phase();
-        if before != Phase::Closed && after == Phase::Closed && tcp.failure.is_none() {
-            tcp.failure = match (cause, before) {
-                (Cause::Reset, Phase::Opening) => Some(TcpFailure::Refused),
-                (Cause::Reset, _) => Some(TcpFailure::Reset),
-                (Cause::Timer, Phase::Open | Phase::Opening) => Some(TcpFailure::TimedOut),
-                _ => None,
-            };
-            match tcp.failure {
-                Some(TcpFailure::Refused | TcpFailure::Reset) => {
-                    self.stats.tcp_reset_by_peer.add(1)
-                }
-                Some(TcpFailure::TimedOut) => self.stats.tcp_timed_out.add(1),
-                _ => {}
-            }
-        }
-        let established = before == Phase::Opening && after == Phase::Open;
-        let owner = tcp.owner;
-        if tcp.read_waker.is_some()
-            && (tcp.connection.readable() > 0 || !tcp.connection.may_read())
-            && let Some(waker) = tcp.read_waker.take()
-        {
-            waker.wake();
-        }
-        if tcp.write_waker.is_some()
-            && (tcp.connection.writable() > 0 || !tcp.connection.may_write())
-            && let Some(waker) = tcp.write_waker.take()
-        {
-            waker.wake();
-        }
-        if owner == Owner::Abandoned && tcp.connection.readable() > 0 && after != Phase::Closed {
-            // Nobody will read it (RFC 9293, section 3.6.1): the peer must hear of that.
-            tcp.connection.abort();
-            tcp.failure = Some(TcpFailure::Aborted);
-            return self.touch(id);
-        }
-        let over = match after {
-            Phase::Closed => true,
-            // Kept for a stray segment by the book; here the peer is one hop away, and an RST to a
-            // repeated FIN does it no harm.
-            Phase::TimeWait => owner == Owner::Abandoned,
-            Phase::Opening | Phase::Open => false,
-        };
-        if over {
-            let due = tcp.connection.deadline(now).is_some_and(|at| at <= now);
-            if after == Phase::Closed && due && path.peer.is_some() && cause != Cause::Timer {
-                // Its RST has not been sent.
-                return self.touch(id);
-            }
-            return self.connection_over(id, owner);
-        }
-        let deadline = tcp.connection.deadline(now).into_iter().chain(tcp.abandon_at).min();
-        let mut armed = tcp.armed;
-        // What is due at once is on the list of touched flows; a timer must not make a busy loop.
-        self.timers.arm(id, &mut armed, deadline.map(|at| at.max(now + TICK)));
-        if let Some((tcp, _)) = self.flows.tcp_mut(id) {
-            tcp.armed = armed;
-        }
-        if established {
-            self.established(id, owner);
-        }
-    }
-
-    fn established(&mut self, id: FlowId, owner: Owner) {
-        self.flows.leave_half_open(id);
-        if let Owner::Listener(number) = owner
-            && let Some(listener) = self.listeners.get_mut(number)
-        {
-            listener.ready.push_back(id);
-            if let Some(waker) = listener.waker.take() {
-                waker.wake();
-            }
-        }
-    }
-
-    /// A connection has ended: whoever has it still learns it from the connection itself.
-    fn connection_over(&mut self, id: FlowId, owner: Owner) {
-        self.flows.leave_half_open(id);
-        match owner {
-            Owner::Abandoned => self.discard(id),
-            Owner::Stream => self.flows.detach(id),
-            Owner::Listener(number) => {
-                let queued = self.listeners.get(number).is_some_and(|l| l.ready.contains(&id));
-                if queued {
-                    // It may have brought data: `accept` gets it, with its end.
-                    self.flows.detach(id);
-                } else {
-                    if let Some(listener) = self.listeners.get_mut(number) {
-                        listener.backlog -= 1;
-                    }
-                    self.discard(id);
-                }
-            }
-        }
-    }
-
-    /// Removes a connection and keeps its memory for the next one.
-    pub(crate) fn discard(&mut self, id: FlowId) {
-        if let Some(flow) = self.flows.remove(id)
-            && let FlowKind::Tcp(tcp) = flow.kind
-        {
-            self.pool.recycle(tcp.connection);
-        }
-    }
-
-    /// Ends a connection for a reason that came from outside.
-    pub(crate) fn fail(&mut self, id: FlowId, why: TcpFailure) {
-        let Some((tcp, _)) = self.flows.tcp_mut(id) else { return };
-        tcp.failure.get_or_insert(why);
-        tcp.connection.abort();
-        tcp.wake_all();
-        self.touch(id);
-    }
-
-    /// The application has let go of a connection.
-    pub(crate) fn abandon(&mut self, now: Instant, id: FlowId) {
-        let Some((tcp, _)) = self.flows.tcp_mut(id) else { return };
-        tcp.owner = Owner::Abandoned;
-        if tcp.connection.phase() == Phase::Closed {
-            return self.discard(id);
-        }
-        if tcp.connection.readable() > 0 || tcp.connection.phase() == Phase::Opening {
-            tcp.connection.abort();
-            tcp.failure = Some(TcpFailure::Aborted);
-        } else {
-            tcp.connection.close();
-            tcp.abandon_at = Some(now + ABANDONED_FOR);
-        }
-        self.touch_and_wake(id);
-    }
-
-    /// A connection for `path`, its buffers sized by what is left of the budget.
-    pub(crate) fn connection(&mut self, path: &Path, active: bool) -> Option<SmolTcp> {
-        let full = self.config.tcp_buffer;
-        let ample = self.pool.used() + 2 * full <= self.config.buffer_budget / 2;
-        let buffer = if ample { full } else { full.min(SMALL_BUFFER) };
-        let spec: ConnectionSpec =
-            self.nics[path.nic].connection_spec(path, buffer, self.config.congestion_control);
-        let seed = random_seed();
-        let made = match active {
-            true => self.pool.active(&spec, seed),
-            false => self.pool.passive(&spec, seed),
-        };
-        if made.is_some() && buffer < full {
-            self.stats.tcp_small_buffers.add(1);
-        }
-        made
-    }
-
-    /// A SYN becomes a connection, which answers it.
-    pub(crate) fn open_passive(
-        &mut self,
-        now: Instant,
-        id: FlowId,
-        owner: Owner,
-        syn: &mut [u8],
-    ) -> bool {
-        let Some(path) = self.flows.get_mut(id).map(|flow| flow.path) else { return false };
-        let Some(connection) = self.connection(&path, false) else {
-            self.stats.tcp_syn_dropped.add(1);
-            self.flows.remove(id);
-            return false;
-        };
-        self.flows.establish(id, TcpFlow::new(connection, owner));
-        self.segment_arrived(now, id, syn, false);
-        self.stats.tcp_accepted.add(1);
-        true
     }
 
     /// A local port that nobody uses towards `remote`.
@@ -536,31 +351,31 @@ impl Core {
         None
     }
 
-    /// The listener for connections to `local`, an exact address before any.
-    pub(crate) fn listener_for(&self, local: SocketAddr) -> Option<usize> {
+    /// The listener for connections to `local`, an exact address before any of ours.
+    pub(crate) fn listener_for(&self, nic: usize, local: SocketAddr) -> Option<usize> {
         let mut on_port = self.listeners.iter().filter(|(_, l)| l.port == local.port());
         let exact = on_port.clone().find(|(_, l)| l.address == Some(local.ip()));
-        exact.or_else(|| on_port.find(|(_, l)| l.address.is_none())).map(|(number, _)| number)
+        let any = || on_port.find(|(_, l)| l.address.is_none() && self.nics[nic].owns(local.ip()));
+        exact.or_else(any).map(|(number, _)| number)
+    }
+
+    /// The socket for datagrams to `local`, likewise.
+    pub(crate) fn udp_binding_for(&self, nic: usize, local: SocketAddr) -> Option<usize> {
+        let exact = self.udp_ports.get(&(Some(local.ip()), local.port()));
+        let any = || {
+            let any = self.udp_ports.get(&(None, local.port()));
+            any.filter(|_| self.nics[nic].owns(local.ip()))
+        };
+        exact.or_else(any).copied()
     }
 }
 
-/// What made a connection move.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Cause {
-    /// We ended it.
-    Ours,
-    /// An RST from the peer.
-    Reset,
-    /// Any other segment.
-    Segment,
-    /// Sending, or the passing of time.
-    Timer,
-}
-
-/// Where a connection's sequence numbers start is nobody's to guess (RFC 6528).
-fn random_seed() -> u64 {
-    let mut bytes = [0; 8];
-    // Fails only before the kernel's pool is ready, at boot; then the address is what differs.
-    let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
-    u64::from_ne_bytes(bytes)
+/// What a failed flush says of the descriptor.
+fn end_of(error: &std::io::Error) -> Closed {
+    use rustix::io::Errno;
+    match Errno::from_io_error(error) {
+        Some(Errno::PIPE | Errno::CONNRESET | Errno::NOTCONN) => Closed::PeerClosed,
+        Some(Errno::BADFD | Errno::NXIO | Errno::NODEV) => Closed::Removed,
+        errno => Closed::Failed { call: "send", errno: errno.map_or(0, Errno::raw_os_error) },
+    }
 }

@@ -24,6 +24,12 @@ use crate::stack::Shared;
 /// Kernel visits for each descriptor before applications run: enough for 1 MiB of super-frames.
 const BUDGET: usize = 16;
 
+/// Rounds in one poll, before other tasks have their turn.
+const ROUNDS: usize = 8;
+/// A descriptor with an error is looked at by the clock for this long: an error that stays would be
+/// told of without a pause.
+const ERROR_PAUSE: Duration = Duration::from_millis(100);
+
 /// Moves a stack's packets. Nothing happens in the stack unless [`run`](Self::run) is polled.
 pub struct Driver {
     shared: Arc<Shared>,
@@ -39,7 +45,11 @@ pub struct Driver {
 struct Descriptor {
     nic: usize,
     queue: usize,
+    /// `None` before the first wait, after an error, and when the queue has ended: the runtime never
+    /// forgets that a descriptor has hung up, and would call it ready for ever.
     readable: Option<AsyncFd<OwnedFd>>,
+    /// When the runtime last told of an error on it.
+    erred_at: Option<Instant>,
     /// Registered only while the descriptor is full: a socket is "writable" again after every
     /// frame, and each of those would be a wake-up.
     writable: Option<AsyncFd<OwnedFd>>,
@@ -58,7 +68,7 @@ impl Driver {
     }
 
     /// Runs until [`Stack::stop`](crate::Stack::stop), or until every interface has ended; returns
-    /// why.
+    /// why. Dropped before, it stops the stack.
     ///
     /// # Errors
     ///
@@ -70,13 +80,13 @@ impl Driver {
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Closed>> {
         let shared = Arc::clone(&self.shared);
-        loop {
+        for _ in 0..ROUNDS {
             let mut core = shared.core();
             core.driver.running(cx.waker());
             if core.stopped {
                 return Poll::Ready(Ok(Closed::Stopped));
             }
-            self.register_new(&core)?;
+            self.add_new(&core);
             let now = Instant::now();
             core.expire(now);
             let blocked = core.transmit(now);
@@ -92,19 +102,21 @@ impl Driver {
                 return Poll::Pending;
             }
             core.driver.waiting();
-            let deadline = self.deadline(&core, blocked);
-            self.watch_writable(&core, blocked)?;
+            self.watch(&core, now)?;
+            let deadline = self.deadline(&core, now);
             drop(core);
             if !self.poll_ready(cx, deadline) {
                 return Poll::Pending;
             }
         }
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 
     /// Takes in what the descriptors have. Whether anything came.
-    fn receive(&self, core: &mut Core, now: Instant) -> bool {
+    fn receive(&mut self, core: &mut Core, now: Instant) -> bool {
         let mut any = false;
-        for Descriptor { nic, queue, readable, .. } in &self.descriptors {
+        for Descriptor { nic, queue, readable, .. } in &mut self.descriptors {
             let mut arrivals = None;
             let mut look = || {
                 let seen = core.receive(now, *nic, *queue, BUDGET);
@@ -127,61 +139,49 @@ impl Driver {
         any
     }
 
-    /// Registers the descriptors of interfaces that are new.
-    fn register_new(&mut self, core: &Core) -> io::Result<()> {
+    /// Takes note of the descriptors of interfaces that are new.
+    fn add_new(&mut self, core: &Core) {
         for (nic, interface) in core.nics.iter().enumerate().skip(self.nics) {
-            for (queue, pair) in interface.queues.iter().enumerate() {
-                let wakeup = pair.rx.as_ref().and_then(|rx| rx.wakeup().descriptor);
-                let readable = wakeup.map(|fd| watch(fd, Interest::READABLE)).transpose()?;
-                self.descriptors.push(Descriptor { nic, queue, readable, writable: None });
-            }
+            let new =
+                |queue| Descriptor { nic, queue, readable: None, erred_at: None, writable: None };
+            self.descriptors.extend((0..interface.queues.len()).map(new));
         }
         self.nics = core.nics.len();
-        Ok(())
     }
 
-    /// Watches full descriptors for room, and stops watching the others.
-    fn watch_writable(&mut self, core: &Core, blocked: bool) -> io::Result<()> {
-        for Descriptor { nic, queue, writable, .. } in &mut self.descriptors {
-            let full = blocked && core.nics[*nic].closed.is_none();
-            match core.nics[*nic].queues[*queue].tx.wakeup().descriptor {
-                Some(fd) if full && writable.is_none() => {
-                    *writable = Some(watch(fd, Interest::WRITABLE)?);
-                }
-                _ if !full => *writable = None,
-                _ => {}
-            }
+    /// Watches what there is to wait for, and nothing else: descriptors for frames, full ones for
+    /// room.
+    fn watch(&mut self, core: &Core, now: Instant) -> io::Result<()> {
+        for descriptor in &mut self.descriptors {
+            let interface = &core.nics[descriptor.nic];
+            let queue = &interface.queues[descriptor.queue];
+            let lives = interface.closed.is_none() && !queue.dead;
+            let rx = queue.rx.as_ref().filter(|_| lives).and_then(|rx| rx.wakeup().descriptor);
+            let tx = queue.tx.wakeup().descriptor.filter(|_| lives && queue.full);
+            let paused = descriptor.looks_by_clock(now);
+            keep_watching(&mut descriptor.readable, rx.filter(|_| !paused), Interest::READABLE)?;
+            keep_watching(&mut descriptor.writable, tx, Interest::WRITABLE)?;
         }
         Ok(())
     }
 
     /// When to look again although nothing happens.
-    fn deadline(&self, core: &Core, blocked: bool) -> Option<Instant> {
-        let now = Instant::now();
+    fn deadline(&self, core: &Core, now: Instant) -> Option<Instant> {
         let pairs = core.nics.iter().filter(|nic| nic.closed.is_none()).flat_map(|nic| &nic.queues);
-        let retry = pairs.flat_map(|pair| {
+        let retry = pairs.filter(|pair| !pair.dead).flat_map(|pair| {
             let rx = pair.rx.as_ref().map(|rx| rx.wakeup());
-            let tx = blocked.then(|| pair.tx.wakeup());
+            let tx = pair.full.then(|| pair.tx.wakeup());
             [rx, tx].into_iter().flatten().filter_map(|Wakeup { after, .. }| after)
         });
-        core.next_deadline().into_iter().chain(retry.map(|after| now + after)).min()
+        let paused = self.descriptors.iter().any(|descriptor| descriptor.looks_by_clock(now));
+        let retry = retry.chain(paused.then_some(ERROR_PAUSE)).map(|after| now + after);
+        core.next_deadline().into_iter().chain(retry).min()
     }
 
     /// Whether something that is waited for has happened; else the task is woken when it does.
     fn poll_ready(&mut self, cx: &mut Context<'_>, deadline: Option<Instant>) -> bool {
-        for Descriptor { readable, writable, .. } in &self.descriptors {
-            if let Some(readable) = readable
-                && readable.poll_read_ready(cx).is_ready()
-            {
-                return true;
-            }
-            if let Some(writable) = writable
-                && let Poll::Ready(Ok(mut guard)) = writable.poll_write_ready(cx)
-            {
-                // The next look is after this, so room that comes now is seen.
-                guard.clear_ready();
-                return true;
-            }
+        if self.descriptors.iter_mut().any(|descriptor| descriptor.poll_ready(cx)) {
+            return true;
         }
         let Some(deadline) = deadline else { return false };
         let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(Duration::ZERO)));
@@ -197,15 +197,65 @@ impl Driver {
     }
 }
 
+impl Descriptor {
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> bool {
+        if let Some(readable) = &self.readable {
+            if readable.poll_read_ready(cx).is_ready() {
+                return true;
+            }
+            // Registered for frames only, "writable" says that there is an error (a link that went
+            // down, a device that is gone), which is not "readable" to the runtime. It does not
+            // forget that either, so the descriptor is registered anew.
+            if readable.poll_write_ready(cx).is_ready() {
+                self.readable = None;
+                self.erred_at = Some(Instant::now());
+                return true;
+            }
+        }
+        if let Some(writable) = &self.writable
+            && let Poll::Ready(ready) = writable.poll_write_ready(cx)
+        {
+            // The next look is after this, so room that comes now is seen.
+            ready.into_iter().for_each(|mut guard| guard.clear_ready());
+            return true;
+        }
+        false
+    }
+
+    /// Whether its readiness tells nothing for now.
+    fn looks_by_clock(&self, now: Instant) -> bool {
+        self.readable.is_none()
+            && self.erred_at.is_some_and(|at| now.saturating_duration_since(at) < ERROR_PAUSE)
+    }
+}
+
+/// Watches `descriptor`, if there is one; no other any more.
+fn keep_watching(
+    watched: &mut Option<AsyncFd<OwnedFd>>,
+    descriptor: Option<BorrowedFd<'_>>,
+    interest: Interest,
+) -> io::Result<()> {
+    match descriptor {
+        None => *watched = None,
+        Some(fd) if watched.is_none() => {
+            // A duplicate, so that the queue keeps its own.
+            *watched = Some(aio::watch(fd.try_clone_to_owned()?, interest)?);
+        }
+        Some(_) => {}
+    }
+    Ok(())
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.shared.core().shut_down(Instant::now());
+    }
+}
+
 impl std::fmt::Debug for Driver {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Driver").field("interfaces", &self.nics).finish_non_exhaustive()
     }
-}
-
-/// Registers a duplicate, so that the queue keeps its own.
-fn watch(descriptor: BorrowedFd<'_>, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
-    aio::watch(descriptor.try_clone_to_owned()?, interest)
 }
 
 /// Whether to look once more before sleeping. Looking pays where the next frame is near: a

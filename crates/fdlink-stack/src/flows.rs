@@ -95,7 +95,7 @@ pub(crate) struct PendingTcp {
 pub(crate) struct DatagramFlow {
     pub(crate) queue: DatagramQueue,
     pub(crate) read_waker: Option<Waker>,
-    /// The packet that began it, until it is accepted: an ICMP error quotes it.
+    /// The start of the packet that began it, until it is accepted: an ICMP error quotes it.
     pub(crate) first: Option<Vec<u8>>,
 }
 
@@ -117,6 +117,14 @@ pub(crate) struct TcpFlow {
     pub(crate) sent_up_to: Option<u32>,
     /// Whether the handshake is still counted as half open.
     pub(crate) half_open: bool,
+    /// Whether the peer asked for it.
+    pub(crate) passive: bool,
+    /// Whether the peer's FIN has been taken in: what ends it later takes nothing from a reader.
+    pub(crate) peer_closed: bool,
+    /// Writing was shut down while the handshake was under way.
+    pub(crate) close_wanted: bool,
+    /// What an abandoned connection had to send when it was last looked at.
+    pub(crate) unsent_before: usize,
 }
 
 /// Who waits for, or has, a connection.
@@ -136,9 +144,11 @@ pub(crate) enum TcpFailure {
     Aborted,
     /// The interface is gone.
     LinkClosed,
-    /// No answer to our SYN from the neighbour, or an ICMP error.
+    /// There is no way to its network, says an ICMP error about our SYN.
+    NetworkUnreachable,
+    /// No answer from the neighbour, or an ICMP error about our SYN.
     Unreachable,
-    /// The peer answered our SYN with an RST.
+    /// The peer answered our SYN with an RST, or "port unreachable".
     Refused,
     /// The peer reset it.
     Reset,
@@ -181,6 +191,8 @@ impl FlowTable {
         let generation = self.next_generation;
         let index = self.flows.insert(Flow { key, path, generation, kind });
         self.by_key.insert(key, index);
+        // It may have found the flow that had these ports before.
+        self.last = None;
         FlowId { index, generation }
     }
 
@@ -213,12 +225,12 @@ impl FlowTable {
         }
     }
 
-    /// The handshake of that connection is over.
-    pub(crate) fn leave_half_open(&mut self, id: FlowId) {
-        let Some((tcp, _)) = self.tcp_mut(id) else { return };
-        if std::mem::take(&mut tcp.half_open) {
-            self.half_open -= 1;
-        }
+    /// The handshake of that connection is over. Whether it was not before.
+    pub(crate) fn leave_half_open(&mut self, id: FlowId) -> bool {
+        let Some((tcp, _)) = self.tcp_mut(id) else { return false };
+        let was_open = std::mem::take(&mut tcp.half_open);
+        self.half_open -= usize::from(was_open);
+        was_open
     }
 
     /// Packets no longer find this flow; whoever has its number still does.
@@ -268,6 +280,10 @@ impl TcpFlow {
             abandon_at: None,
             sent_up_to: None,
             half_open: true,
+            passive: false,
+            peer_closed: false,
+            close_wanted: false,
+            unsent_before: 0,
         }
     }
 

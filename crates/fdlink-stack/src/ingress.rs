@@ -15,7 +15,7 @@ use crate::core::Core;
 use crate::datagrams::DatagramQueue;
 use crate::flows::{DatagramFlow, FlowKey, FlowKind, Owner, Path, PendingTcp};
 use crate::icmp;
-use crate::nic::{Head, Nic};
+use crate::nic::{Head, Nic, Outcome};
 use crate::packet::{self, IpView};
 use crate::reassembly;
 use crate::resolution::{self, Ndp};
@@ -32,6 +32,12 @@ pub(crate) const MAX_ERROR_LEN: usize = 1_280;
 /// option (RFC 4861, section 4.4).
 pub(crate) const MAX_NEIGHBOR_FRAME: usize = 14 + 40 + 32;
 
+/// A VLAN's number in a tag's control information.
+const VLAN_NUMBER: u16 = 0x0fff;
+/// The longest request that waits for an answer of transparent mode's owner: headers with all their
+/// options. A SYN that carries data beyond this is dropped.
+const MAX_HELD_SYN: usize = 1_280;
+
 /// Where a packet came from.
 #[derive(Clone, Copy)]
 pub(crate) struct Arrival {
@@ -39,6 +45,9 @@ pub(crate) struct Arrival {
     pub(crate) queue: usize,
     /// The sender's link address; none on links without.
     pub(crate) peer: MacAddr,
+    /// Whether the frame was for a group or for all: nobody answers those one by one (RFC 1122,
+    /// sections 3.2.2 and 4.2.3.10).
+    pub(crate) to_group: bool,
 }
 
 /// Whether a packet came as it is.
@@ -60,13 +69,17 @@ impl Core {
         let shape = self.nics[nic].shape;
         let (protocol, meta) = (frame.protocol(), *frame.meta());
         let peer = frame.source().unwrap_or_default();
-        if let Some(destination) = frame.destination()
-            && destination != shape.mac
-            && !destination.is_multicast()
-        {
+        let to_group = frame.destination().is_some_and(MacAddr::is_multicast);
+        let for_another = frame.destination().is_some_and(|to| to != shape.mac) && !to_group;
+        // A tag with a number: another network on the same wire (IEEE 802.1Q; 0 is a priority only).
+        if for_another || meta.vlan.is_some_and(|tag| tag.tci & VLAN_NUMBER != 0) {
             return self.stats.rx_foreign.add(1);
         }
-        let arrival = Arrival { nic, queue, peer };
+        if peer.is_multicast() {
+            // No station has such an address, and an answer would go to all of them.
+            return self.stats.rx_malformed.add(1);
+        }
+        let arrival = Arrival { nic, queue, peer, to_group };
         let verified = shape.trusts_unverified || meta.checksum != RxChecksum::Unverified;
         let bytes = frame.into_bytes();
         match protocol {
@@ -89,6 +102,16 @@ impl Core {
         origin: Origin,
     ) {
         let Ok(view) = packet::parse(bytes) else { return self.stats.rx_malformed.add(1) };
+        let ours = self.nics[arrival.nic].owns(view.destination);
+        let solicitation = view.protocol == packet::ICMPV6;
+        if !ours && !solicitation && !self.takes_in(arrival.nic, bytes, &view) {
+            return self.stats.rx_not_ours.add(1);
+        }
+        // Nobody sends from a group's address, nor anybody else from ours.
+        let impossible = !Nic::is_unicast(view.source) && !solicitation;
+        if impossible || self.nics[arrival.nic].owns(view.source) {
+            return self.stats.rx_malformed.add(1);
+        }
         match (view.fragment, origin) {
             (None, _) => {}
             (Some(_), Origin::Link) => return self.fragment_arrived(now, arrival, bytes, &view),
@@ -103,15 +126,6 @@ impl Core {
                 _ => {}
             }
         }
-        let ours = self.nics[arrival.nic].owns(view.destination);
-        let solicitation = view.protocol == packet::ICMPV6;
-        let reachable = ours || self.transparent.is_some() && Nic::is_unicast(view.destination);
-        if !reachable && !solicitation {
-            return self.stats.rx_not_ours.add(1);
-        }
-        if !Nic::is_unicast(view.source) && !solicitation {
-            return self.stats.rx_malformed.add(1);
-        }
         match view.protocol {
             packet::TCP => self.tcp_arrived(now, arrival, bytes, &view),
             packet::UDP => self.udp_arrived(now, arrival, &bytes[..view.end], &view),
@@ -120,6 +134,32 @@ impl Core {
             }
             _ => self.stats.rx_unknown_protocol.add(1),
         }
+    }
+
+    /// Whether a packet to a stranger is taken in: every one in transparent mode, and later what
+    /// belongs to a flow that was accepted in it.
+    fn takes_in(&mut self, nic: usize, bytes: &[u8], view: &IpView) -> bool {
+        if !Nic::is_unicast(view.destination) {
+            return false;
+        }
+        self.transparent.is_some() || self.knows(nic, bytes, view)
+    }
+
+    /// Whether a packet belongs to a flow in the table.
+    fn knows(&mut self, nic: usize, bytes: &[u8], view: &IpView) -> bool {
+        let ports = match view.protocol {
+            packet::TCP => {
+                packet::parse_tcp(bytes, view).map(|t| (t.destination_port, t.source_port))
+            }
+            packet::UDP => {
+                packet::parse_udp(bytes, view).map(|u| (u.destination_port, u.source_port))
+            }
+            _ => icmp::parse_echo(bytes, view).map(|echo| (0, echo.ident)),
+        };
+        let Some((local, remote)) = ports else { return false };
+        let local = SocketAddr::new(view.destination, local);
+        let remote = SocketAddr::new(view.source, remote);
+        self.flows.find(&FlowKey::new(nic, view.protocol, local, remote)).is_some()
     }
 
     fn fragment_arrived(
@@ -151,6 +191,9 @@ impl Core {
         let local = SocketAddr::new(view.destination, tcp.destination_port);
         let remote = SocketAddr::new(view.source, tcp.source_port);
         let key = FlowKey::new(arrival.nic, packet::TCP, local, remote);
+        if arrival.to_group || tcp.flags & (flags::SYN | flags::FIN) == flags::SYN | flags::FIN {
+            return self.stats.rx_malformed.add(1);
+        }
         let is_syn = tcp.flags & (flags::SYN | flags::ACK | flags::RST) == flags::SYN;
         let is_reset = tcp.flags & flags::RST != 0;
         if let Some(id) = self.flows.find(&key)
@@ -209,17 +252,15 @@ impl Core {
         bytes: &mut [u8],
         view: &IpView,
     ) {
-        let full = self.flows.tcp >= self.config.max_tcp_flows
-            || self.flows.half_open >= self.config.max_half_open;
-        if let Some(number) = self.listener_for(path.local) {
-            let listener = &mut self.listeners[number];
-            if full || listener.backlog >= self.config.backlog {
+        if let Some(number) = self.listener_for(path.nic, path.local) {
+            if !self.room_for_handshake(number) {
                 return self.stats.tcp_syn_dropped.add(1);
             }
-            listener.backlog += 1;
+            self.listeners[number].backlog += 1;
             // The connection replaces this placeholder at once.
             let id =
                 self.flows.insert(key, path, FlowKind::Pending(PendingTcp { syn: Vec::new() }));
+            self.note_handshake(id, number);
             let packet = &mut bytes[view.transport - SEGMENT_HEADROOM..view.end];
             if !self.open_passive(now, id, Owner::Listener(number), packet) {
                 self.listeners[number].backlog -= 1;
@@ -230,7 +271,10 @@ impl Core {
             self.stats.tcp_refused.add(1);
             return self.refuse_syn(&path, bytes, view);
         };
-        if full || offers.queue.len() >= self.config.max_offers {
+        let full = self.flows.tcp >= self.config.max_tcp_flows
+            || self.flows.half_open >= self.config.max_half_open
+            || offers.queue.len() >= self.config.max_offers;
+        if full || view.end > MAX_HELD_SYN {
             return self.stats.tcp_syn_dropped.add(1);
         }
         let pending = PendingTcp { syn: bytes[..view.end].to_vec() };
@@ -266,7 +310,8 @@ impl Core {
         let head =
             Head { source: path.local.ip(), destination: path.remote.ip(), protocol: packet::TCP };
         let nic = &mut self.nics[path.nic];
-        nic.send_ip(path.queue, peer, head, &[&header], Some(16), &self.stats);
+        let outcome = nic.send_ip(path.queue, peer, head, &[&header], Some(16), &self.stats);
+        self.stats.tx_no_room.add(u64::from(outcome == Outcome::Full));
     }
 
     // --- UDP ---
@@ -278,9 +323,7 @@ impl Core {
         let local = SocketAddr::new(view.destination, udp.destination_port);
         let remote = SocketAddr::new(view.source, udp.source_port);
         let payload = &bytes[udp.payload.clone()];
-        let bound = self.udp_ports.get(&(Some(local.ip()), local.port()));
-        let bound = bound.or_else(|| self.udp_ports.get(&(None, local.port()))).copied();
-        if let Some(number) = bound {
+        if let Some(number) = self.udp_binding_for(arrival.nic, local) {
             let binding = &mut self.udp[number];
             if !binding.queue.push(remote, payload) {
                 return self.stats.datagram_queue_drops.add(1);
@@ -291,7 +334,8 @@ impl Core {
             }
             return;
         }
-        if self.transparent.is_some() {
+        // A stranger's address gets here only in transparent mode, or with a flow from there.
+        if self.transparent.is_some() || !self.nics[arrival.nic].owns(local.ip()) {
             return self.datagram_flow_arrived(arrival, packet::UDP, local, remote, bytes, payload);
         }
         self.send_unreachable(now, arrival, icmp::Unreachable::Port, bytes, view);
@@ -323,9 +367,9 @@ impl Core {
                 let flow = DatagramFlow {
                     queue: DatagramQueue::new(self.config.datagram_queue),
                     read_waker: None,
-                    first: Some(packet.to_vec()),
+                    first: Some(packet[..packet.len().min(MAX_ERROR_LEN)].to_vec()),
                 };
-                let Arrival { nic, queue, peer } = arrival;
+                let Arrival { nic, queue, peer, .. } = arrival;
                 let path = Path { nic, queue, local, remote, peer: Some(peer) };
                 self.flows.insert(key, path, FlowKind::Datagram(flow))
             }
@@ -367,7 +411,7 @@ impl Core {
             if ours {
                 return self.answer_echo(arrival, bytes, view);
             }
-            if self.transparent.is_some() && Nic::is_unicast(view.destination) {
+            if Nic::is_unicast(view.source) && self.takes_in(arrival.nic, bytes, view) {
                 let local = SocketAddr::new(view.destination, 0);
                 let remote = SocketAddr::new(view.source, echo.ident);
                 // What follows the identifier is the flow's payload: sequence number and data.
@@ -396,11 +440,11 @@ impl Core {
     }
 
     fn answer_echo(&mut self, arrival: Arrival, request: &[u8], view: &IpView) {
-        let Arrival { nic, queue, peer } = arrival;
+        let Arrival { nic, queue, peer, .. } = arrival;
         self.scratch.resize(request.len().max(self.scratch.len()), 0);
         if let Some(len) = icmp::echo_reply(&mut self.scratch, request, view) {
-            self.nics[nic].send_packet(queue, peer, &self.scratch[..len], &self.stats);
-            self.stats.echo_replies.add(1);
+            let sent = self.nics[nic].send_packet(queue, peer, &self.scratch[..len], &self.stats);
+            self.stats.echo_replies.add(u64::from(sent));
         }
     }
 
@@ -413,6 +457,9 @@ impl Core {
         offending: &[u8],
         view: &IpView,
     ) {
+        if arrival.to_group {
+            return;
+        }
         if !self.limiter.allow(now) {
             return self.stats.icmp_errors_limited.add(1);
         }
@@ -422,8 +469,8 @@ impl Core {
         let Some(source) = own.or_else(|| nic.source_for(view.source)) else { return };
         let mut error = [0; MAX_ERROR_LEN];
         if let Some(len) = icmp::unreachable(&mut error, why, offending, source) {
-            nic.send_packet(arrival.queue, arrival.peer, &error[..len], &self.stats);
-            self.stats.icmp_errors.add(1);
+            let sent = nic.send_packet(arrival.queue, arrival.peer, &error[..len], &self.stats);
+            self.stats.icmp_errors.add(u64::from(sent));
         }
     }
 
@@ -438,7 +485,7 @@ impl Core {
         if !for_us {
             // Said to somebody else, but said: a neighbour we know may have moved (RFC 826).
             if let Some((ip, mac)) = arp.claim() {
-                nic.neighbors.update(now, ip, mac, true);
+                self.neighbor_told(now, arrival.nic, ip, mac, true);
             }
             return;
         }
@@ -483,8 +530,7 @@ impl Core {
                 if told.solicited {
                     self.neighbor_learned(now, arrival.nic, ip, mac);
                 } else {
-                    let neighbors = &mut self.nics[arrival.nic].neighbors;
-                    neighbors.update(now, ip, mac, told.overrides);
+                    self.neighbor_told(now, arrival.nic, ip, mac, told.overrides);
                 }
                 true
             }

@@ -11,6 +11,7 @@ mod flows;
 mod fragment;
 mod icmp;
 mod ingress;
+mod lifecycle;
 mod neighbor;
 mod nic;
 mod outward;

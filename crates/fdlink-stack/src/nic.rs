@@ -1,6 +1,7 @@
 //! An interface of the stack: a link's queues, its addresses, its neighbours, and how packets are
 //! put into its transmit queues.
 
+use std::io;
 use std::net::{IpAddr, Ipv6Addr};
 use std::num::NonZeroU16;
 use std::task::Waker;
@@ -9,8 +10,8 @@ use std::time::Instant;
 use fdlink::batch::{LinkHeader, ethernet_header};
 use fdlink::offload::checksum;
 use fdlink::offload::vnet::{ChecksumField, Gso, GsoKind, TxOffload};
-use fdlink::queue::{Closed, Receive, Transmit};
-use fdlink::{EtherType, LinkProperties, MacAddr};
+use fdlink::queue::{Closed, QueuePair, Receive, Sent, Transmit, Wakeup};
+use fdlink::{EtherType, LinkProperties, MacAddr, TxFrame, TxSlot};
 
 use crate::address::{Cidr, NicId, Route};
 use crate::flows::Path;
@@ -51,6 +52,50 @@ pub(crate) struct Nic {
 pub(crate) struct NicQueue {
     pub(crate) rx: Option<Box<dyn Receive>>,
     pub(crate) tx: Box<dyn Transmit>,
+    /// The last `transmit` ran out of room here.
+    pub(crate) full: bool,
+    /// Sending failed for good: it ends when what it still has is taken in.
+    pub(crate) failed: Option<Closed>,
+    /// It has ended, and the interface goes on with its other descriptors.
+    pub(crate) dead: bool,
+}
+
+impl From<QueuePair> for NicQueue {
+    fn from(QueuePair { rx, tx }: QueuePair) -> Self {
+        Self { rx, tx, full: false, failed: None, dead: false }
+    }
+}
+
+impl NicQueue {
+    /// Closes the descriptor, so that whoever has its other end hears of it.
+    pub(crate) fn let_go(&mut self) {
+        (self.rx, self.tx, self.dead) = (None, Box::new(Gone), true);
+    }
+}
+
+/// The way out of an interface that has ended.
+struct Gone;
+
+impl Transmit for Gone {
+    fn send(&mut self, _: &[TxFrame<'_>]) -> io::Result<Sent> {
+        Ok(Sent::default())
+    }
+
+    fn slot(&mut self, _: usize) -> Option<TxSlot<'_>> {
+        None
+    }
+
+    fn flush(&mut self) -> io::Result<Sent> {
+        Ok(Sent::default())
+    }
+
+    fn queued(&self) -> usize {
+        0
+    }
+
+    fn wakeup(&self) -> Wakeup<'_> {
+        Wakeup::default()
+    }
 }
 
 /// What is fixed about the frames of an interface.
@@ -74,6 +119,13 @@ pub(crate) struct Head {
     pub(crate) source: IpAddr,
     pub(crate) destination: IpAddr,
     pub(crate) protocol: u8,
+}
+
+/// The link address of a neighbour is not known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Unresolved {
+    /// It has just not answered; else it is being asked for.
+    pub(crate) failed: bool,
 }
 
 /// What became of a packet that was to be sent.
@@ -148,6 +200,21 @@ impl Nic {
             .map(|route| route.gateway)
     }
 
+    /// That queue, or another one if it has ended.
+    pub(crate) fn live_queue(&self, queue: usize) -> usize {
+        match self.queues[queue].dead {
+            false => queue,
+            true => self.queues.iter().position(|queue| !queue.dead).unwrap_or(queue),
+        }
+    }
+
+    /// A task waits for room in a transmit queue.
+    pub(crate) fn wait_for_room(&mut self, waker: &Waker) {
+        if !self.room_wakers.iter().any(|known| known.will_wake(waker)) {
+            self.room_wakers.push(waker.clone());
+        }
+    }
+
     /// How a connection between these addresses is to be made.
     pub(crate) fn connection_spec(&self, path: &Path, buffer: usize, cc: bool) -> ConnectionSpec {
         let ip = packet::header_len(path.local.ip());
@@ -181,7 +248,10 @@ impl Nic {
     ) -> Outcome {
         let payload: usize = parts.iter().map(|part| part.len()).sum();
         let ip = packet::header_len(head.source);
-        if ip + payload > MAX_IP_LEN {
+        let queue = self.live_queue(queue);
+        // IPv6's length field does not count the header.
+        let counted = if head.source.is_ipv4() { ip + payload } else { payload };
+        if counted > MAX_IP_LEN {
             stats.tx_no_room.add(1);
             return Outcome::Dropped;
         }
@@ -203,18 +273,22 @@ impl Nic {
         Outcome::Queued
     }
 
-    /// Sends a whole IP packet as it is; in fragments where it is longer than the MTU.
+    /// Sends a whole IP packet as it is; in fragments where it is longer than the MTU. Nobody waits
+    /// to send it again: where there is no room, it is dropped and counted. Whether it was sent.
     pub(crate) fn send_packet(
         &mut self,
         queue: usize,
         peer: MacAddr,
         whole: &[u8],
         stats: &StackCounters,
-    ) -> Outcome {
-        let Ok(view) = packet::parse(whole) else { return Outcome::Dropped };
+    ) -> bool {
+        let Ok(view) = packet::parse(whole) else { return false };
         let head =
             Head { source: view.source, destination: view.destination, protocol: view.protocol };
-        self.send_ip(queue, peer, head, &[&whole[view.transport..view.end]], None, stats)
+        let payload = &whole[view.transport..view.end];
+        let outcome = self.send_ip(queue, peer, head, &[payload], None, stats);
+        stats.tx_no_room.add(u64::from(outcome == Outcome::Full));
+        outcome == Outcome::Queued
     }
 
     fn send_in_fragments(
@@ -240,31 +314,38 @@ impl Nic {
             let software = Shape { tx_checksum: false, ..self.shape };
             software.leave_checksum(whole, ip, offset, head);
         }
-        stats.tx_fragmented.add(1);
         let (shape, link) = (self.shape, self.shape.link.len());
         let tx = &mut self.queues[queue].tx;
         let mut outcome = Outcome::Queued;
+        let mut begun = false;
         let wide_ident = self.ident;
         let cut = fragment::for_each_fragment(whole, shape.mtu, wide_ident, piece, |fragment| {
+            // Nothing has left before the first one; of what has begun to leave, the rest is lost.
+            if outcome != Outcome::Queued {
+                return;
+            }
             let Some(mut slot) = tx.slot(link + fragment.len()) else {
-                outcome = Outcome::Dropped;
+                outcome = if begun { Outcome::Dropped } else { Outcome::Full };
                 return;
             };
+            begun = true;
             let frame = &mut slot.bytes_mut()[..link + fragment.len()];
             shape.write_link_header(frame, peer, head.source);
             frame[link..].copy_from_slice(fragment);
             slot.commit(link + fragment.len(), TxOffload::default());
         });
-        if outcome == Outcome::Dropped || cut.is_err() {
+        if cut.is_err() {
             outcome = Outcome::Dropped;
-            stats.tx_no_room.add(1);
         }
+        stats.tx_no_room.add(u64::from(outcome == Outcome::Dropped));
+        stats.tx_fragmented.add(u64::from(outcome == Outcome::Queued));
         self.scratch = scratch;
         outcome
     }
 
     /// Sends a whole frame that is not IP (ARP), or that carries its own headers (NDP).
     pub(crate) fn send_frame(&mut self, queue: usize, frame: &[u8], stats: &StackCounters) {
+        let queue = self.live_queue(queue);
         let Some(mut slot) = self.queues[queue].tx.slot(frame.len()) else {
             stats.tx_no_room.add(1);
             return;
@@ -279,17 +360,18 @@ impl Nic {
         now: Instant,
         hop: IpAddr,
         stats: &StackCounters,
-    ) -> Option<MacAddr> {
+    ) -> Result<MacAddr, Unresolved> {
         if self.shape.link == LinkHeader::None {
-            return Some(MacAddr::default());
+            return Ok(MacAddr::default());
         }
         match self.neighbors.lookup(now, hop) {
-            Lookup::Found(peer) => Some(peer),
+            Lookup::Found(peer) => Ok(peer),
             Lookup::Ask => {
                 self.ask(hop, stats);
-                None
+                Err(Unresolved { failed: false })
             }
-            Lookup::Wait | Lookup::Failed => None,
+            Lookup::Wait => Err(Unresolved { failed: false }),
+            Lookup::Failed => Err(Unresolved { failed: true }),
         }
     }
 

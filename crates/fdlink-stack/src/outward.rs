@@ -1,6 +1,7 @@
 //! The way from the stack's core to its interfaces for everything that is not a TCP segment:
 //! routes, neighbours that must be asked for first, datagrams, and what the network answers.
 
+use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
@@ -8,12 +9,13 @@ use fdlink::MacAddr;
 
 use crate::core::Core;
 use crate::flows::{FlowKey, Path, TcpFailure};
-use crate::icmp::{self, ErrorKind, IcmpError};
+use crate::icmp::{self, ErrorKind, IcmpError, Unreachable};
 use crate::ingress::{Arrival, MAX_ERROR_LEN};
 use crate::neighbor::Due;
-use crate::nic::{Head, Nic, Outcome};
+use crate::nic::{Head, Nic, Outcome, Unresolved};
 use crate::packet;
 use crate::tcp::{Connection, Phase};
+use crate::timers::FlowId;
 
 /// Offset of UDP's checksum in its header (RFC 768).
 const UDP_CHECKSUM_OFFSET: u16 = 6;
@@ -27,9 +29,14 @@ impl Core {
     }
 
     /// The link address that packets to `remote` go to; asked for where it is not known.
-    pub(crate) fn resolve(&mut self, now: Instant, nic: usize, remote: IpAddr) -> Option<MacAddr> {
+    pub(crate) fn resolve(
+        &mut self,
+        now: Instant,
+        nic: usize,
+        remote: IpAddr,
+    ) -> Result<MacAddr, Unresolved> {
         let nic = &mut self.nics[nic];
-        let hop = nic.next_hop(remote)?;
+        let hop = nic.next_hop(remote).ok_or(Unresolved { failed: true })?;
         nic.resolve(now, hop, &self.stats)
     }
 
@@ -42,7 +49,7 @@ impl Core {
         remote: SocketAddr,
         bytes: &[u8],
     ) -> Outcome {
-        let peer = self.resolve(now, nic, remote.ip());
+        let peer = self.resolve(now, nic, remote.ip()).ok();
         if peer.is_some() {
             let path = Path { nic, queue: 0, local, remote, peer };
             return self.send_datagram_on(&path, bytes);
@@ -79,25 +86,49 @@ impl Core {
         outcome
     }
 
-    /// A neighbour has told its link address: what waited for it goes.
+    /// A neighbour has told us its link address: what waited for it goes.
     pub(crate) fn neighbor_learned(&mut self, now: Instant, nic: usize, ip: IpAddr, mac: MacAddr) {
-        let interface = &mut self.nics[nic];
-        for packet in interface.neighbors.learn(now, ip, mac) {
-            match interface.send_packet(0, mac, &packet, &self.stats) {
-                Outcome::Queued => self.stats.udp_tx.add(1),
-                Outcome::Full => self.stats.tx_no_room.add(1),
-                Outcome::Dropped => {}
-            }
+        let waiting = self.nics[nic].neighbors.learn(now, ip, mac);
+        self.neighbor_known(nic, ip, mac, waiting);
+    }
+
+    /// Somebody has told everyone, or somebody else, a link address.
+    pub(crate) fn neighbor_told(
+        &mut self,
+        now: Instant,
+        nic: usize,
+        ip: IpAddr,
+        mac: MacAddr,
+        overrides: bool,
+    ) {
+        let waiting = self.nics[nic].neighbors.update(now, ip, mac, overrides);
+        self.neighbor_known(nic, ip, mac, waiting);
+    }
+
+    fn neighbor_known(
+        &mut self,
+        nic: usize,
+        ip: IpAddr,
+        mac: MacAddr,
+        waiting: VecDeque<Box<[u8]>>,
+    ) {
+        for packet in waiting {
+            let sent = self.nics[nic].send_packet(0, mac, &packet, &self.stats);
+            self.stats.udp_tx.add(u64::from(sent));
         }
-        for id in std::mem::take(&mut self.unresolved) {
-            let Some((_, path)) = self.flows.tcp_mut(id) else { continue };
-            if path.nic == nic && self.nics[nic].next_hop(path.remote.ip()) == Some(ip) {
-                path.peer = Some(mac);
-                self.touch(id);
-            } else {
-                self.unresolved.push(id);
-            }
-        }
+        // They look the neighbour up when it is their turn.
+        self.waiting_for(nic, ip).into_iter().for_each(|id| self.touch(id));
+    }
+
+    /// The connections that wait for a neighbour's link address.
+    fn waiting_for(&mut self, nic: usize, hop: IpAddr) -> Vec<FlowId> {
+        let Self { unresolved, flows, nics, .. } = self;
+        unresolved.retain(|id| flows.tcp_mut(*id).is_some_and(|(_, path)| path.peer.is_none()));
+        let mut waits = |id: &FlowId| {
+            let path = flows.tcp_mut(*id).map(|(_, path)| *path);
+            path.is_some_and(|p| p.nic == nic && nics[nic].next_hop(p.remote.ip()) == Some(hop))
+        };
+        unresolved.iter().copied().filter(|id| waits(id)).collect()
     }
 
     /// Asks neighbours again, and gives up on those that do not answer.
@@ -120,13 +151,8 @@ impl Core {
     }
 
     fn neighbor_failed(&mut self, nic: usize, hop: IpAddr) {
-        for id in std::mem::take(&mut self.unresolved) {
-            let Some((_, path)) = self.flows.tcp_mut(id) else { continue };
-            if path.nic == nic && self.nics[nic].next_hop(path.remote.ip()) == Some(hop) {
-                self.fail(id, TcpFailure::Unreachable);
-            } else {
-                self.unresolved.push(id);
-            }
+        for id in self.waiting_for(nic, hop) {
+            self.fail(id, TcpFailure::Unreachable);
         }
     }
 
@@ -145,15 +171,15 @@ impl Core {
     fn send_time_exceeded(&mut self, now: Instant, first: &[u8]) {
         let Ok(view) = packet::parse_quoted(first) else { return };
         let Some(nic) = self.nics.iter().position(|nic| nic.owns(view.destination)) else { return };
-        let Some(peer) = self.resolve(now, nic, view.source) else { return };
+        let Ok(peer) = self.resolve(now, nic, view.source) else { return };
         if !self.limiter.allow(now) {
             return self.stats.icmp_errors_limited.add(1);
         }
         let mut error = [0; MAX_ERROR_LEN];
         let source = view.destination;
         if let Some(len) = icmp::reassembly_time_exceeded(&mut error, first, source) {
-            self.nics[nic].send_packet(0, peer, &error[..len], &self.stats);
-            self.stats.icmp_errors.add(1);
+            let sent = self.nics[nic].send_packet(0, peer, &error[..len], &self.stats);
+            self.stats.icmp_errors.add(u64::from(sent));
         }
     }
 
@@ -163,9 +189,16 @@ impl Core {
         let key = FlowKey::new(arrival.nic, error.protocol, error.source, error.destination);
         let Some(id) = self.flows.find(&key) else { return };
         let Some((tcp, _)) = self.flows.tcp_mut(id) else { return };
-        let opening = tcp.connection.phase() == Phase::Opening;
-        if opening && matches!(error.kind, ErrorKind::Unreachable(_)) {
-            self.fail(id, TcpFailure::Unreachable);
+        let ErrorKind::Unreachable(why) = error.kind else { return };
+        if tcp.connection.phase() == Phase::Opening {
+            self.fail(
+                id,
+                match why {
+                    Unreachable::Network => TcpFailure::NetworkUnreachable,
+                    Unreachable::Host | Unreachable::Prohibited => TcpFailure::Unreachable,
+                    Unreachable::Port => TcpFailure::Refused,
+                },
+            );
         }
     }
 }

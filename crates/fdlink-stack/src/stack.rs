@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use fdlink::queue::QueuePair;
+use fdlink::queue::Closed;
 use fdlink::{Link, SetupError};
 
 use crate::address::{Cidr, NicId, Route};
@@ -77,9 +77,15 @@ impl Stack {
             return Err(NicError::Exists(id));
         }
         let queues = link.into_queues()?;
-        let queues = queues.into_iter().map(|QueuePair { rx, tx }| NicQueue { rx, tx }).collect();
+        let queues = queues.into_iter().map(NicQueue::from).collect();
+        let mut nic = Nic::new(id, &properties, queues, addresses.to_vec());
         let mut core = self.shared.core();
-        core.nics.push(Nic::new(id, &properties, queues, addresses.to_vec()));
+        // Somebody else may have been faster.
+        if core.nics.iter().any(|nic| nic.id == id) {
+            return Err(NicError::Exists(id));
+        }
+        nic.closed = core.stopped.then_some(Closed::Stopped);
+        core.nics.push(nic);
         core.driver.wake();
         Ok(())
     }
@@ -111,11 +117,10 @@ impl Stack {
         self.shared.core().levels()
     }
 
-    /// Ends the driver.
+    /// Resets every connection and ends the driver. Whatever waits on a socket fails with
+    /// `ConnectionAborted`; the same happens when the driver ends by itself or is dropped.
     pub fn stop(&self) {
-        let mut core = self.shared.core();
-        core.stopped = true;
-        core.driver.wake();
+        self.shared.core().shut_down(Instant::now());
     }
 }
 

@@ -9,7 +9,7 @@ fdlink::counters! {
         rx_packets,
         /// Dropped: addressed to another station on the link.
         rx_foreign,
-        /// Dropped: headers that make no sense.
+        /// Dropped: headers that make no sense, or a source that cannot be (a group, ourselves).
         rx_malformed,
         /// Dropped: a transport checksum that is wrong.
         rx_bad_checksum,
@@ -33,6 +33,8 @@ fdlink::counters! {
         tcp_refused,
         /// SYNs dropped: too many half-open connections, a full backlog, or no buffer memory.
         tcp_syn_dropped,
+        /// Handshakes that nobody followed up, given up for a newer SYN where there was no room.
+        tcp_handshakes_evicted,
         /// Connections given a small buffer because the memory budget ran low.
         tcp_small_buffers,
         /// Connections that the peer reset.

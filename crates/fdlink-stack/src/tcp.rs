@@ -85,6 +85,12 @@ pub(crate) trait Connection {
     /// Bytes that have arrived in order and wait to be read.
     fn readable(&self) -> usize;
 
+    /// Whether the peer has sent its last byte, and it is here.
+    fn peer_closed(&self) -> bool;
+
+    /// Bytes that were written and not acknowledged yet.
+    fn unsent(&self) -> usize;
+
     /// Whether bytes can come still, or wait.
     fn may_read(&self) -> bool;
 

@@ -44,6 +44,16 @@ impl Timers {
         self.heap.pop().map(|Reverse(entry)| entry)
     }
 
+    /// How many entries there are.
+    pub(crate) fn len(&self) -> usize {
+        self.heap.len()
+    }
+
+    /// Drops the entries that are for nothing any more.
+    pub(crate) fn sweep(&mut self, mut keep: impl FnMut(Instant, FlowId) -> bool) {
+        self.heap.retain(|Reverse((at, id))| keep(*at, *id));
+    }
+
     /// When the next entry comes up.
     pub(crate) fn next(&self) -> Option<Instant> {
         self.heap.peek().map(|Reverse((at, _))| *at)
@@ -51,6 +61,11 @@ impl Timers {
 }
 
 impl Armed {
+    /// Whether the entry that comes up at `at` is the one in force.
+    pub(crate) fn is_for(&self, at: Instant) -> bool {
+        self.0 == Some(at)
+    }
+
     /// Whether the entry that came up at `at` is the one in force; a later one was replaced by it.
     pub(crate) fn came_up(&mut self, at: Instant) -> bool {
         let current = self.0 == Some(at);

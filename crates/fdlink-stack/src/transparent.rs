@@ -189,7 +189,8 @@ impl IncomingTcp {
             return Err(io::ErrorKind::ConnectionAborted.into());
         };
         let mut syn = std::mem::take(&mut pending.syn);
-        let view = packet::parse(&syn).map_err(|_| io::ErrorKind::ConnectionAborted)?;
+        // It was walked when it came.
+        let view = packet::parse(&syn).map_err(|_| io::ErrorKind::InvalidData)?;
         let segment = &mut syn[view.transport - SEGMENT_HEADROOM..view.end];
         if !core.open_passive(Instant::now(), *id, Owner::Stream, segment) {
             return Err(io::ErrorKind::OutOfMemory.into());
@@ -409,12 +410,12 @@ impl Core {
             true => self.stats.tcp_refused.add(1),
             false => self.stats.flows_refused.add(1),
         }
-        let Ok(view) = packet::parse(&packet) else { return };
+        let Ok(view) = packet::parse_quoted(&packet) else { return };
         if is_tcp && why == Refusal::Refused {
             return self.refuse_syn(&path, &packet, &view);
         }
         let Some(peer) = path.peer else { return };
-        let arrival = Arrival { nic: path.nic, queue: path.queue, peer };
+        let arrival = Arrival { nic: path.nic, queue: path.queue, peer, to_group: false };
         self.send_unreachable(Instant::now(), arrival, why.as_icmp(), &packet, &view);
     }
 
@@ -437,8 +438,8 @@ impl Core {
         // It comes from whom the datagram was for: a connected socket hears no other.
         let mut error = [0; MAX_ERROR_LEN];
         if let Some(len) = write(&mut error, &packet[..ip + 8], destination) {
-            nic.send_packet(path.queue, peer, &error[..len], &self.stats);
-            self.stats.icmp_errors.add(1);
+            let sent = nic.send_packet(path.queue, peer, &error[..len], &self.stats);
+            self.stats.icmp_errors.add(u64::from(sent));
         }
         self.driver.wake();
     }
@@ -452,8 +453,8 @@ impl Core {
         let written = icmp::write_echo_reply(out, source, destination, ident, sequence, data);
         if let Some(len) = written {
             let nic = &mut self.nics[path.nic];
-            nic.send_packet(path.queue, peer, &self.scratch[..len], &self.stats);
-            self.stats.echo_replies.add(1);
+            let sent = nic.send_packet(path.queue, peer, &self.scratch[..len], &self.stats);
+            self.stats.echo_replies.add(u64::from(sent));
         }
     }
 

@@ -45,38 +45,40 @@ impl TcpListener {
             address,
             port: local.port(),
             ready: VecDeque::new(),
+            handshakes: VecDeque::new(),
             backlog: 0,
             waker: None,
         });
         Ok(Self { shared: Arc::clone(&stack.shared), number, local })
     }
 
-    /// The next established connection, and who made it.
+    /// The next established connection, and who made it. One task at a time.
     ///
     /// # Errors
     ///
-    /// None today; as `std::net` has it.
+    /// `ConnectionAborted` when the stack has stopped.
     pub async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
         poll_fn(|cx| self.poll_accept(cx)).await
     }
 
     /// As [`accept`](Self::accept). One task at a time.
     pub fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<(TcpStream, SocketAddr)>> {
-        let mut core = self.shared.core();
-        let Some(listener) = core.listeners.get_mut(self.number) else { return Poll::Pending };
-        let Some(id) = listener.ready.pop_front() else {
-            listener.waker = Some(cx.waker().clone());
-            return Poll::Pending;
-        };
-        listener.backlog -= 1;
-        let Some((tcp, path)) = core.flows.tcp_mut(id) else {
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
-        };
-        tcp.owner = Owner::Stream;
-        let stream = TcpStream::new(&self.shared, id, path);
-        let peer = path.remote;
-        Poll::Ready(Ok((stream, peer)))
+        let mut guard = self.shared.core();
+        let core = &mut *guard;
+        let listener = &mut core.listeners[self.number];
+        while let Some(id) = listener.ready.pop_front() {
+            listener.backlog -= 1;
+            if let Some((tcp, path)) = core.flows.tcp_mut(id) {
+                tcp.owner = Owner::Stream;
+                let stream = TcpStream::new(&self.shared, id, path);
+                return Poll::Ready(Ok((stream, path.remote)));
+            }
+        }
+        if core.stopped {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        set_waker(&mut listener.waker, cx);
+        Poll::Pending
     }
 
     /// Where it listens.
@@ -88,12 +90,16 @@ impl TcpListener {
 impl Drop for TcpListener {
     fn drop(&mut self) {
         let mut core = self.shared.core();
-        let listener = core.listeners.remove(self.number);
-        // Connections in the handshake belong to nobody now, and are reset when they are through.
-        for id in listener.ready {
+        let number = self.number;
+        let handshakes = std::mem::take(&mut core.listeners[number].handshakes);
+        let ready = std::mem::take(&mut core.listeners[number].ready);
+        let waiting = handshakes.into_iter().filter(|id| core.is_handshake_of(*id, number));
+        // Nobody will take them: they are reset, as a kernel does.
+        for id in waiting.chain(ready).collect::<Vec<_>>() {
             core.fail(id, TcpFailure::Aborted);
             core.abandon(Instant::now(), id);
         }
+        core.listeners.remove(number);
         core.driver.wake();
     }
 }
@@ -119,8 +125,9 @@ impl TcpStream {
     /// # Errors
     ///
     /// `ConnectionRefused`, `TimedOut`, `HostUnreachable` (no route, or the neighbour does not
-    /// answer), `AddrNotAvailable` (no free port), `OutOfMemory` (the buffer budget, or the table
-    /// of flows, is used up).
+    /// answer, or a router says so), `NetworkUnreachable` (a router says so), `AddrNotAvailable`
+    /// (no free port), `OutOfMemory` (the buffer budget, or the table of flows, is used up),
+    /// `ConnectionAborted` (the link or the stack has ended).
     pub async fn connect(stack: &Stack, remote: SocketAddr) -> io::Result<Self> {
         let stream = Self::start(&stack.shared, remote)?;
         poll_fn(|cx| stream.poll_established(cx)).await?;
@@ -132,6 +139,9 @@ impl TcpStream {
         let now = Instant::now();
         let mut guard = shared.core();
         let core = &mut *guard;
+        if core.stopped {
+            return Err(io::ErrorKind::ConnectionAborted.into());
+        }
         if core.flows.tcp >= core.config.max_tcp_flows {
             core.stats.flows_over_cap.add(1);
             return Err(io::ErrorKind::OutOfMemory.into());
@@ -143,7 +153,7 @@ impl TcpStream {
             .ok_or(io::ErrorKind::AddrNotAvailable)?;
         let local = SocketAddr::new(source, port);
         let mut path = Path { nic, queue: 0, local, remote, peer: None };
-        path.peer = core.resolve(now, nic, remote.ip());
+        path.peer = core.resolve(now, nic, remote.ip()).ok();
         let connection = core.connection(&path, true).ok_or(io::ErrorKind::OutOfMemory)?;
         let tcp = TcpFlow::new(connection, Owner::Stream);
         let id = core.flows.insert(key(port), path, FlowKind::Tcp(Box::new(tcp)));
@@ -200,7 +210,9 @@ impl TcpStream {
                 set_waker(&mut tcp.read_waker, cx);
                 return Poll::Pending;
             }
-            return Poll::Ready(tcp.failure.map_or(Ok(0), |why| Err(failure(Some(why)))));
+            // All that the peer had to say has been read: how it ended later does not matter here.
+            let failed = tcp.failure.filter(|_| !tcp.peer_closed);
+            return Poll::Ready(failed.map_or(Ok(0), |why| Err(failure(Some(why)))));
         }
         let mut result = Ok(0);
         let used = tcp.connection.read(&mut |bytes| {
@@ -232,7 +244,7 @@ impl TcpStream {
         let mut core = self.shared.core();
         let tcp = self.flow(&mut core)?;
         if tcp.connection.writable() == 0 {
-            if tcp.connection.may_write() {
+            if tcp.connection.may_write() && !tcp.close_wanted {
                 set_waker(&mut tcp.write_waker, cx);
                 return Poll::Pending;
             }
@@ -256,11 +268,7 @@ impl TcpStream {
     /// No more bytes will be written; what was written is delivered, then a FIN. The other
     /// direction stays open.
     pub fn close_write(&self) {
-        let mut core = self.shared.core();
-        if let Ok(tcp) = self.flow(&mut core) {
-            tcp.connection.close();
-            core.touch_and_wake(self.id);
-        }
+        self.shared.core().close_write(self.id);
     }
 
     /// Ends the connection with an RST; what was not delivered is lost.
@@ -289,6 +297,7 @@ fn failure(why: Option<TcpFailure>) -> io::Error {
     match why {
         None => io::ErrorKind::NotConnected,
         Some(TcpFailure::Aborted | TcpFailure::LinkClosed) => io::ErrorKind::ConnectionAborted,
+        Some(TcpFailure::NetworkUnreachable) => io::ErrorKind::NetworkUnreachable,
         Some(TcpFailure::Refused) => io::ErrorKind::ConnectionRefused,
         Some(TcpFailure::Reset) => io::ErrorKind::ConnectionReset,
         Some(TcpFailure::TimedOut) => io::ErrorKind::TimedOut,
@@ -303,6 +312,9 @@ impl AsyncRead for TcpStream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if buf.remaining() == 0 {
+            return Poll::Ready(Ok(()));
+        }
         let read = self.poll_read_with(cx, |bytes| {
             let len = bytes.len().min(buf.remaining());
             buf.put_slice(&bytes[..len]);

@@ -58,7 +58,7 @@ impl UdpSocket {
     ///
     /// # Errors
     ///
-    /// None today; as `std::net` has it.
+    /// `ConnectionAborted` when the stack has stopped.
     pub async fn recv_from(&self, buf: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
         poll_fn(|cx| self.poll_recv_from(cx, buf)).await
     }
@@ -70,6 +70,7 @@ impl UdpSocket {
         buf: &mut [u8],
     ) -> Poll<io::Result<(usize, SocketAddr)>> {
         let mut core = self.shared.core();
+        let stopped = core.stopped;
         let binding = &mut core.udp[self.number];
         let received = binding.queue.pop(|source, bytes| {
             let len = bytes.len().min(buf.len());
@@ -78,6 +79,7 @@ impl UdpSocket {
         });
         match received {
             Some(received) => Poll::Ready(Ok(received)),
+            None if stopped => Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into())),
             None => {
                 binding.waker = Some(cx.waker().clone());
                 Poll::Pending
@@ -116,7 +118,7 @@ impl UdpSocket {
         let outcome = core.send_datagram(Instant::now(), nic, local, to, bytes);
         match outcome {
             Outcome::Full => {
-                core.nics[nic].room_wakers.push(cx.waker().clone());
+                core.nics[nic].wait_for_room(cx.waker());
                 Poll::Pending
             }
             Outcome::Queued | Outcome::Dropped => Poll::Ready(Ok(bytes.len())),

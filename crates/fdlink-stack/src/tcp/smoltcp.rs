@@ -11,7 +11,14 @@
 //! completes ours.
 //!
 //! smoltcp answers some segments at once through the token that it receives with them (a challenge
-//! ACK, an RST); ordinary acknowledgements wait for `emit`, after the application has read.
+//! ACK, an RST); ordinary acknowledgements wait for `emit`, after the application has read. It takes
+//! such an answer for sent, so one that finds no room is kept for `emit`, or the peer would wait for
+//! its retransmission timer.
+//!
+//! The window that leaves is one unit smaller than smoltcp's. smoltcp rounds its window down to the
+//! unit of the window scale, so its right edge moves back and forth by less than that, and it drops
+//! bytes beyond the edge that it told last; a peer that fills the window would lose the last of them
+//! and wait for a timer.
 
 use std::num::{NonZeroU16, NonZeroUsize};
 use std::time::{Duration, Instant};
@@ -19,7 +26,7 @@ use std::time::{Duration, Instant};
 use ::smoltcp::iface::{Config, Interface, PollResult, SocketHandle, SocketSet};
 use ::smoltcp::phy::{self, Checksum, Device, DeviceCapabilities, Medium, PacketMeta};
 use ::smoltcp::socket::tcp::{CongestionControl, Socket, SocketBuffer, State};
-use ::smoltcp::time::{Duration as SmolDuration, Instant as SmolInstant};
+use ::smoltcp::time::Instant as SmolInstant;
 use ::smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, IpListenEndpoint, Ipv4Address};
 
 use super::{Connection, ConnectionSpec, Phase, SEGMENT_HEADROOM, SegmentSink};
@@ -31,9 +38,12 @@ const REMOTE: Ipv4Address = Ipv4Address::new(192, 0, 2, 2);
 /// Length of the TCP header without options (RFC 9293, section 3.1).
 const TCP_HEADER_LEN: usize = 20;
 
-/// How long unacknowledged data is retransmitted before the connection is given up; the order of
-/// magnitude of Linux's `tcp_retries2`, cut to what a local peer needs.
-const RETRANSMISSION_LIMIT: Duration = Duration::from_secs(120);
+/// How long a peer may be silent while it owes an answer, before the connection is given up; the
+/// order of magnitude of Linux's `tcp_retries2`, cut to what a local peer needs, and just what
+/// `tcp_syn_retries` comes to.
+const SILENCE_LIMIT: Duration = Duration::from_secs(120);
+/// The same for the answer to our SYN-ACK (Linux's `tcp_synack_retries` comes to 63 s).
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(60);
 
 /// One connection over smoltcp.
 pub(crate) struct SmolTcp {
@@ -45,6 +55,15 @@ pub(crate) struct SmolTcp {
     epoch: Instant,
     /// Capacity of each buffer, for the pool.
     buffer: usize,
+    /// Since when the peer owes an answer: to a SYN, to data, to a FIN. smoltcp's own timeout is
+    /// off, because it runs while nothing is owed as well and would end every idle connection.
+    owed_since: Option<Instant>,
+    /// To be closed when everything has been acknowledged. In LAST-ACK smoltcp takes a window update
+    /// for a duplicate acknowledgement and forgets it: data that waited for the window would wait
+    /// for a probe. So it gets there with nothing left to send but the FIN.
+    closing: bool,
+    /// An answer that found no room, with its headroom.
+    unsaid: Option<Box<[u8]>>,
 }
 
 impl SmolTcp {
@@ -54,6 +73,24 @@ impl SmolTcp {
 
     fn socket_mut(&mut self) -> &mut Socket<'static> {
         self.sockets.get_mut(self.handle)
+    }
+
+    fn owes_answer(&self) -> bool {
+        let control = matches!(
+            self.socket().state(),
+            State::SynSent | State::SynReceived | State::FinWait1 | State::Closing | State::LastAck
+        );
+        control || self.socket().send_queue() > 0
+    }
+
+    /// When the connection is given up, if the peer stays silent.
+    fn limit(&self) -> Option<Instant> {
+        let limit = match self.socket().state() {
+            State::SynReceived => HANDSHAKE_LIMIT,
+            State::Closed => return None,
+            _ => SILENCE_LIMIT,
+        };
+        self.owed_since.map(|since| since + limit)
     }
 
     fn time(&self, now: Instant) -> SmolInstant {
@@ -72,27 +109,47 @@ impl Connection for SmolTcp {
     fn segment_arrived(&mut self, now: Instant, packet: &mut [u8], sink: &mut dyn SegmentSink) {
         write_ipv4_header(packet, REMOTE, LOCAL);
         let time = self.time(now);
+        let mut keep = Keep(&mut self.unsaid);
+        let sink: &mut dyn SegmentSink = if sink.room() { sink } else { &mut keep };
         let mut device = Phy { arrived: Some(packet), sink, capabilities: &self.capabilities };
         self.interface.poll_ingress_single(time, &mut device, &mut self.sockets);
+        // Whatever it says, it is there. A handshake must come to its end nevertheless.
+        if self.phase() != Phase::Opening {
+            self.owed_since = None;
+        }
     }
 
     fn emit(&mut self, now: Instant, sink: &mut dyn SegmentSink) -> bool {
         let time = self.time(now);
+        if self.limit().is_some_and(|limit| limit <= now) {
+            self.abort();
+        }
         loop {
             if !sink.room() {
                 return true;
             }
+            if let Some(unsaid) = self.unsaid.take() {
+                let len = unsaid.len() - SEGMENT_HEADROOM;
+                sink.segment(len, None, &mut |packet| packet.copy_from_slice(&unsaid));
+                continue;
+            }
             let mut device = Phy { arrived: None, sink, capabilities: &self.capabilities };
             let polled = self.interface.poll_egress(time, &mut device, &mut self.sockets);
+            if self.closing && self.socket().send_queue() == 0 {
+                self.closing = false;
+                self.socket_mut().close();
+                continue;
+            }
             if polled == PollResult::None {
+                self.owed_since = self.owes_answer().then(|| self.owed_since.unwrap_or(now));
                 return false;
             }
         }
     }
 
     fn deadline(&mut self, now: Instant) -> Option<Instant> {
-        let at = self.interface.poll_at(self.time(now), &self.sockets)?;
-        Some(self.instant(at))
+        let at = self.interface.poll_at(self.time(now), &self.sockets);
+        at.map(|at| self.instant(at)).into_iter().chain(self.limit()).min()
     }
 
     fn phase(&self) -> Phase {
@@ -115,17 +172,32 @@ impl Connection for SmolTcp {
         self.socket().recv_queue()
     }
 
+    fn peer_closed(&self) -> bool {
+        matches!(
+            self.socket().state(),
+            State::CloseWait | State::Closing | State::LastAck | State::TimeWait
+        )
+    }
+
+    fn unsent(&self) -> usize {
+        self.socket().send_queue()
+    }
+
     fn may_read(&self) -> bool {
         self.phase() == Phase::Opening || self.socket().may_recv()
     }
 
     fn writable(&self) -> usize {
         let socket = self.socket();
-        if socket.may_send() { socket.send_capacity() - socket.send_queue() } else { 0 }
+        if socket.may_send() && !self.closing {
+            socket.send_capacity() - socket.send_queue()
+        } else {
+            0
+        }
     }
 
     fn may_write(&self) -> bool {
-        self.phase() == Phase::Opening || self.socket().may_send()
+        self.phase() == Phase::Opening || self.socket().may_send() && !self.closing
     }
 
     fn read(&mut self, take: &mut dyn FnMut(&[u8]) -> usize) -> usize {
@@ -147,7 +219,10 @@ impl Connection for SmolTcp {
     }
 
     fn close(&mut self) {
-        self.socket_mut().close();
+        self.closing = self.socket().state() == State::CloseWait && self.unsent() > 0;
+        if !self.closing {
+            self.socket_mut().close();
+        }
     }
 
     fn abort(&mut self) {
@@ -229,9 +304,7 @@ impl ConnectionPool {
         socket.set_ack_delay(None);
         socket.set_nagle_enabled(false);
         socket.set_keep_alive(None);
-        socket.set_timeout(Some(SmolDuration::from_micros(
-            u64::try_from(RETRANSMISSION_LIMIT.as_micros()).unwrap_or(u64::MAX),
-        )));
+        socket.set_timeout(None);
         socket.set_congestion_control(match spec.congestion_control {
             true => CongestionControl::Cubic,
             false => CongestionControl::None,
@@ -247,7 +320,17 @@ impl ConnectionPool {
             let _ = addresses.push(IpCidr::new(LOCAL.into(), 24));
         });
         let (epoch, buffer) = (self.epoch, spec.buffer);
-        Some(SmolTcp { interface, sockets, handle, capabilities, epoch, buffer })
+        Some(SmolTcp {
+            interface,
+            sockets,
+            handle,
+            capabilities,
+            epoch,
+            buffer,
+            owed_since: None,
+            closing: false,
+            unsaid: None,
+        })
     }
 
     fn allocate(&mut self, buffer: usize) -> Option<(SocketSet<'static>, SocketHandle)> {
@@ -342,8 +425,33 @@ impl phy::TxToken for Outlet<'_> {
         let mut result = None;
         self.sink.segment(len - SEGMENT_HEADROOM, self.mss, &mut |packet| {
             result = write.take().map(|write| write(packet));
+            shrink_window(&mut packet[SEGMENT_HEADROOM..]);
         });
         result.expect("a sink calls `write` once, as its contract says")
+    }
+}
+
+/// Takes one unit from the window of a segment; that of a SYN is not scaled.
+fn shrink_window(segment: &mut [u8]) {
+    if let [_, _, _, _, _, _, _, _, _, _, _, _, _, control, high, low, ..] = segment
+        && *control & super::flags::SYN == 0
+    {
+        [*high, *low] = u16::from_be_bytes([*high, *low]).saturating_sub(1).to_be_bytes();
+    }
+}
+
+/// Keeps the last answer that found no room.
+struct Keep<'a>(&'a mut Option<Box<[u8]>>);
+
+impl SegmentSink for Keep<'_> {
+    fn room(&mut self) -> bool {
+        true
+    }
+
+    fn segment(&mut self, len: usize, _: Option<NonZeroU16>, write: &mut dyn FnMut(&mut [u8])) {
+        let mut packet = vec![0; SEGMENT_HEADROOM + len].into_boxed_slice();
+        write(&mut packet);
+        *self.0 = Some(packet);
     }
 }
 
