@@ -224,7 +224,8 @@ fn draw_group<'a>(
 
 /// As many digits as fit above a bar.
 fn short(rate: f64) -> String {
-    if rate < 10.0 { format!("{rate:.1}") } else { format!("{rate:.0}") }
+    // From 9.95 it would be rounded to 10.0.
+    if rate < 9.95 { format!("{rate:.1}") } else { format!("{rate:.0}") }
 }
 
 fn text(size: u32, colour: &'static RGBColor, across: HPos, down: VPos) -> TextStyle<'static> {
