@@ -59,6 +59,12 @@ impl StackConfig {
         self
     }
 
+    /// New flows that wait for transparent mode's owner to look at them. Default: 1024.
+    pub fn max_offers(mut self, flows: usize) -> Self {
+        self.max_offers = flows;
+        self
+    }
+
     /// Capacity of a connection's receive buffer, and of its send buffer, in bytes; at least 4096.
     /// Default: 1 MiB. While more than half of the budget is in use, new connections get 64 KiB.
     pub fn tcp_buffer(mut self, bytes: usize) -> Self {
