@@ -97,8 +97,14 @@ impl Driver {
             if any {
                 self.spin.found();
             }
-            if any || (core.has_touched() && !blocked) || self.spin.again(now) {
+            let busy = any || (core.has_touched() && !blocked);
+            if busy || self.spin.again(now) {
                 cx.waker().wake_by_ref();
+                drop(core);
+                if !busy {
+                    // Looking is for an idle core only: whoever else wants this one gets it.
+                    std::thread::yield_now();
+                }
                 return Poll::Pending;
             }
             core.driver.waiting();
