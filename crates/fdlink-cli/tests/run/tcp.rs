@@ -315,3 +315,27 @@ fn many_connections_at_once() {
         server.join().unwrap();
     });
 }
+
+#[test]
+fn a_reset_is_heard_even_where_nobody_waits_for_the_command() {
+    // After the command's FIN, and while the host reads nothing.
+    let script = "n = s.send(b'x'); s.shutdown(socket.SHUT_WR); time.sleep(0.3)\n\
+                  s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))\n\
+                  s.close(); time.sleep(4)";
+    let server = |stream: TcpStream| {
+        assert_eq!(read_all(&stream), b"x");
+        // Says nothing, and is told nothing by reading: a hang-up and an error are all there is.
+        let mut hung_up = [rustix::event::PollFd::new(&stream, rustix::event::PollFlags::empty())];
+        // Less than the command lives, whose end would be heard in any case.
+        let patience = rustix::event::Timespec { tv_sec: 3, tv_nsec: 500_000_000 };
+        rustix::event::poll(&mut hung_up, Some(&patience)).unwrap()
+    };
+    each(
+        "a_reset_is_heard_even_where_nobody_waits_for_the_command",
+        server,
+        script,
+        |_, events| {
+            assert_eq!(events, 1);
+        },
+    );
+}
