@@ -27,7 +27,7 @@ const ERRORS_PER_SECOND: u32 = 1_000;
 const ERROR_BURST: u32 = 50;
 /// Entries of ended flows that the heap of timers may hold beside those of the others, before they
 /// are swept out.
-const STALE_TIMERS: usize = 4_096;
+pub(crate) const STALE_TIMERS: usize = 4_096;
 /// The first port of those we choose ourselves (RFC 6335, section 6: 49152 to 65535).
 const FIRST_PORT: u16 = 49_152;
 

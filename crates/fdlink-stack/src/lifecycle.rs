@@ -420,3 +420,6 @@ fn random_seed() -> u64 {
     let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
     u64::from_ne_bytes(bytes)
 }
+
+#[cfg(test)]
+mod tests;
