@@ -277,3 +277,50 @@ async fn wrong_checksums() {
     assert!(peer.recv(Duration::from_millis(50)).unwrap().is_none());
     assert_eq!(victim.stack.levels().tcp_flows, 0);
 }
+
+/// An answer that is told to everyone instead of to us is an answer: what waited goes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_neighbour_that_tells_everyone() {
+    let (ours, theirs) = socket_pair(false);
+    let (victim, peer) = (end(ours, PLAIN, StackConfig::new(), 2), Peer::on_socket(theirs, 0));
+    let stack = victim.stack.clone();
+    let socket = UdpSocket::bind(&stack, any(9)).unwrap();
+    let _connecting = tokio::spawn(async move { TcpStream::connect(&stack, at(V4[0], 7)).await });
+    let asked = reply(&peer);
+    assert_eq!(asked[12..14], packet::ETH_ARP.to_be_bytes());
+    socket.send_to(b"waits", at(V4[0], 7)).await.unwrap();
+    let IpAddr::V4(sender) = at(V4[0], 0).ip() else { unreachable!() };
+    let mac = [2, 0, 0, 0, 0, 7];
+    let told =
+        packet::Arp { operation: 1, sender_mac: mac, sender, target_mac: [0; 6], target: sender };
+    let everyone = packet::ethernet([0xff; 6], mac, packet::ETH_ARP, &packet::arp(told));
+    peer.send(&everyone).unwrap();
+    let mut protocols = [reply(&peer), reply(&peer)].map(|frame| {
+        assert_eq!(frame[..6], mac);
+        frame[23]
+    });
+    protocols.sort_unstable();
+    assert_eq!(protocols, [6, 17], "the SYN and the datagram");
+}
+
+/// Link addresses that are a group's: nothing is answered to a group, nor to all of one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn groups_on_the_link() {
+    let (ours, theirs) = socket_pair(false);
+    let (victim, peer) = (end(ours, PLAIN, StackConfig::new(), 2), Peer::on_socket(theirs, 0));
+    serve(&victim.stack, 7, echo);
+    let (station, everyone) = ([2, 0, 0, 0, 0, 7], [0xff; 6]);
+    let syn = packet::tcp(segment(at(V4[0], 1), 7, flag::SYN, 1, 0));
+    let datagram = packet::udp(at(V4[0], 1), at(V4[1], 9), b"x");
+    peer.send(&packet::ethernet_ip(everyone, station, &syn)).unwrap();
+    peer.send(&packet::ethernet_ip(everyone, station, &datagram)).unwrap();
+    peer.send(&packet::ethernet_ip(everyone, everyone, &syn)).unwrap();
+    peer.send(&packet::ethernet_ip([2, 0, 0, 0, 0, 8], station, &syn)).unwrap();
+    until("all are dropped", || {
+        let stats = victim.stack.stats();
+        (stats.rx_malformed, stats.rx_foreign) == (2, 1)
+    })
+    .await;
+    assert!(peer.recv(Duration::from_millis(50)).unwrap().is_none(), "no answer to any of it");
+    assert_eq!(victim.stack.levels().tcp_flows, 0);
+}
