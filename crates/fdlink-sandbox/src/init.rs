@@ -7,7 +7,8 @@
 //! for, so a Ctrl-C, which the terminal sends to init as well, does nothing here: the command, in
 //! the same process group, got it too.
 //!
-//! init ends when the command ends or when P hangs up; either way the kernel then kills every
+//! init ends when the command has ended (and, unless a signal ended it, what it wrote to its
+//! connections is delivered: `linger.rs`) or when P hangs up; either way the kernel then kills every
 //! process of the PID namespace and only then lets P reap init (kernel/pid_namespace.c,
 //! zap_pid_ns_processes).
 
@@ -27,6 +28,7 @@ use rustix::{
 use crate::{
     child::Plan,
     control::{Control, ToInit, ToParent},
+    linger,
     sandbox::Exit,
     sys::{
         process::{self, Copied},
@@ -69,6 +71,9 @@ pub(crate) fn supervise(
         if signals {
             children.clear();
             if let Some(exit) = reap(command) {
+                if matches!(exit, Exit::Code(_)) {
+                    linger::until_delivered(control);
+                }
                 let _ = control.tell_parent(&ToParent::Exited(exit));
                 return 0;
             }

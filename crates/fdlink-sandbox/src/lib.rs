@@ -66,6 +66,7 @@ mod control;
 mod cure;
 mod error;
 mod init;
+mod linger;
 mod mounts;
 mod netlink;
 mod network;

@@ -181,6 +181,9 @@ fn set_sysctls(gid: u32, notes: &mut Vec<String>) {
         ("ipv6/conf/default/accept_dad", "0"),
         // `ping` without CAP_NET_RAW. The default, "1 0", is nobody.
         ("ipv4/ping_group_range", &ping),
+        // Nothing is lost on the link, and the host's own control governs the way beyond it. A host's
+        // bbr would pace each frame by a timer, and take the order of our acknowledgements for loss.
+        ("ipv4/tcp_congestion_control", "reno"),
     ];
     for (name, value) in settings {
         match fs::write(Path::new("/proc/sys/net").join(name), value) {

@@ -313,7 +313,7 @@ impl Core {
 
     /// A connection for `path`, its buffers sized by what is left of the budget.
     pub(crate) fn connection(&mut self, path: &Path, active: bool) -> Option<SmolTcp> {
-        let full = self.config.tcp_buffer;
+        let full = self.config.tcp_buffer.min(self.nics[path.nic].shape.max_window);
         let ample = self.pool.used() + 2 * full <= self.config.buffer_budget / 2;
         let buffer = if ample { full } else { full.min(SMALL_BUFFER) };
         let spec: ConnectionSpec =

@@ -12,7 +12,7 @@ use fdlink::batch::{LinkHeader, ethernet_header};
 use fdlink::offload::checksum;
 use fdlink::offload::vnet::{ChecksumField, TxOffload};
 use fdlink::queue::{Closed, QueuePair, Receive, Sent, Transmit, Wakeup};
-use fdlink::{EtherType, LinkProperties, MacAddr, TxFrame, TxSlot};
+use fdlink::{EtherType, LinkKind, LinkProperties, MacAddr, TxFrame, TxSlot};
 
 use crate::address::{Cidr, NicId, Route};
 use crate::flows::Path;
@@ -114,6 +114,9 @@ pub(crate) struct Shape {
     gso_max_size: usize,
     /// The longest frame that a slot is asked for.
     max_slot: usize,
+    /// What one connection may have under way towards us, in bytes: more would overrun the
+    /// descriptor's own queue.
+    pub(crate) max_window: usize,
 }
 
 /// The IP side of a packet to be sent.
@@ -161,6 +164,7 @@ impl Nic {
             tso6: caps.tso6,
             gso_max_size: properties.gso_max_size,
             max_slot: properties.max_frame_len.max(properties.gso_max_size),
+            max_window: max_window(properties),
         };
         Self {
             id,
@@ -394,6 +398,16 @@ impl Nic {
             IpAddr::V4(a) => !a.is_multicast() && !a.is_broadcast() && !a.is_unspecified(),
             IpAddr::V6(a) => !a.is_multicast() && a != Ipv6Addr::UNSPECIFIED,
         }
+    }
+}
+
+/// A packet socket drops what does not fit into its buffer, of which the kernel's own bookkeeping
+/// takes up to half. A full unix socket makes its peer wait instead, and a TUN or TAP has a queue of
+/// packets, not bytes.
+fn max_window(properties: &LinkProperties) -> usize {
+    match properties.kind {
+        LinkKind::Packet if properties.rx_queue_bytes > 0 => properties.rx_queue_bytes / 2,
+        _ => usize::MAX,
     }
 }
 
