@@ -338,3 +338,23 @@ fn a_reset_is_heard_even_where_nobody_waits_for_the_command() {
         },
     );
 }
+
+#[test]
+fn what_was_written_is_delivered_though_the_command_has_ended() {
+    const LEN: usize = 8 << 20;
+    let slow = |mut stream: TcpStream| {
+        let (mut total, mut chunk) = (0, vec![0; 1 << 16]);
+        loop {
+            // Slower than the command by far: most of it waits in kernels and rings by its end.
+            thread::sleep(Duration::from_millis(2));
+            match stream.read(&mut chunk).unwrap() {
+                0 => return total,
+                len => total += len,
+            }
+        }
+    };
+    let script = format!("s.sendall(bytes({LEN}))\nprint('ended')");
+    each("what_was_written_is_delivered", slow, &script, |said, total| {
+        assert_eq!((said.trim(), total), ("ended", LEN));
+    });
+}
