@@ -36,7 +36,10 @@ impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { kernel, cpu, cores, congestion_control } = self;
         let s = if *cores == 1 { "" } else { "s" };
-        write!(f, "Linux {kernel}, {cpu}, {cores} core{s}, TCP {congestion_control} on the host, reno in the sandbox")
+        write!(
+            f,
+            "Linux {kernel}, {cpu}, {cores} core{s}, TCP {congestion_control} on the host, reno in the sandbox"
+        )
     }
 }
 
@@ -74,7 +77,10 @@ mod tests {
             cores: 1,
             congestion_control: "cubic".into(),
         };
-        assert_eq!(place.to_string(), "Linux 6.18.1, A CPU, 1 core, TCP cubic on the host, reno in the sandbox");
+        assert_eq!(
+            place.to_string(),
+            "Linux 6.18.1, A CPU, 1 core, TCP cubic on the host, reno in the sandbox"
+        );
         assert!(Place::here().cores >= 1);
     }
 }
