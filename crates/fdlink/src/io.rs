@@ -19,7 +19,7 @@ use crate::offload::vnet::{ChecksumField, RxChecksum, VnetHeader};
 use crate::queue::{Closed, Fill, Wakeup};
 use crate::stats::QueueStats;
 use crate::sys::message::PacketInfo;
-use crate::sys::{poll, socket};
+use crate::sys::{interface, poll, socket};
 
 /// Bytes of buffer for one received frame: the largest MTU (65536), a link header with a VLAN tag
 /// (18) and a vnet header (12), rounded up to pages.
@@ -61,7 +61,7 @@ impl Port {
 #[derive(Debug)]
 struct Inlet {
     port: Port,
-    /// The link was found down and nothing has come since.
+    /// The link was found down, and not up again since.
     down: bool,
     /// Visits since the kernel was asked how much it dropped.
     visits: u32,
@@ -138,6 +138,17 @@ impl Inlet {
             && socket::packet_name(self.port.fd()).is_ok_and(|name| name.interface == -1)
     }
 
+    /// Whether a link that was down is up again. A frame alone does not say so: it may have waited in
+    /// the socket's queue, of which the kernel tells only after the error.
+    fn is_up(&self) -> bool {
+        let fd = self.port.fd();
+        self.port.channel != Channel::Packet
+            || socket::packet_name(fd)
+                .and_then(|name| interface::name(fd, name.interface))
+                .and_then(|name| interface::is_up(fd, &name))
+                .unwrap_or(false)
+    }
+
     fn count_drops(&mut self) {
         self.visits = 0;
         if self.port.channel == Channel::Packet
@@ -201,7 +212,7 @@ impl Inlet {
         let frames = std::mem::take(&mut self.frames);
         let counters = &self.port.stats.rx;
         if frames > 0 {
-            self.down = false;
+            self.down = self.down && !self.is_up();
             counters.frames.add(frames);
             counters.bytes.add(std::mem::take(&mut self.bytes));
             counters.super_frames.add(std::mem::take(&mut self.super_frames));

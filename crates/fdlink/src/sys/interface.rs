@@ -88,6 +88,13 @@ pub(crate) fn name(socket: BorrowedFd<'_>, index: libc::c_int) -> io::Result<Str
     Ok(request.name())
 }
 
+/// Whether the interface is administratively up (IFF_UP).
+pub(crate) fn is_up(socket: BorrowedFd<'_>, name: &str) -> io::Result<bool> {
+    let mut request = Request::named(name)?;
+    request.ask(socket, libc::SIOCGIFFLAGS)?;
+    Ok(request.flags() & libc::IFF_UP != 0)
+}
+
 /// The interface's MTU.
 pub(crate) fn mtu(socket: BorrowedFd<'_>, name: &str) -> io::Result<u32> {
     let mut request = Request::named(name)?;
