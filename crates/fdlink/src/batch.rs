@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::io::IoSlice;
+use std::time::SystemTime;
 
 use crate::offload::vnet::{Gso, RxChecksum, TxOffload};
 
@@ -142,6 +143,8 @@ pub struct RxMeta {
     pub original_len: u32,
     /// To whom it was addressed.
     pub packet_type: PacketType,
+    /// When the kernel took it in, where it was asked to say.
+    pub timestamp: Option<SystemTime>,
 }
 
 /// Where in the queue's memory one received frame lies.
