@@ -18,7 +18,7 @@ use crate::batch::{LinkHeader, PacketType, RxMeta, VlanTag};
 use crate::offload::vnet::{ChecksumField, RxChecksum, VnetHeader};
 use crate::queue::{Closed, Fill, Wakeup};
 use crate::stats::QueueStats;
-use crate::sys::message::PacketInfo;
+use crate::sys::message::{Ask, Incoming, PacketInfo};
 use crate::sys::{interface, poll, socket};
 
 /// Bytes of buffer for one received frame: the largest MTU (65536), a link header with a VLAN tag
@@ -36,6 +36,20 @@ pub(crate) enum Channel {
     Packet,
     /// recv and send; receiving nothing may mean that the peer has closed.
     Seqpacket,
+    /// recvmsg and send, with SO_PASSCRED on: each message says that it is one, the peer's end
+    /// does not.
+    UnixSeqpacket,
+}
+
+impl Channel {
+    /// What its messages are asked for.
+    fn asks(self) -> Ask {
+        match self {
+            Self::Packet => Ask::PacketInfo,
+            Self::UnixSeqpacket => Ask::Credentials,
+            Self::Datagram | Self::Device | Self::Seqpacket => Ask::Bytes,
+        }
+    }
 }
 
 /// A descriptor with everything that moving frames over it takes. Both directions have one.
@@ -158,13 +172,19 @@ impl Inlet {
         }
     }
 
-    /// Whether a receive of nothing means that the peer has closed: it has hung up, and no byte
-    /// waits. (A message of zero bytes looks the same to recv; here it is just malformed.)
-    fn peer_closed(&self) -> bool {
+    /// Whether a message of no bytes is the end of the peer. Where messages do not say that they are
+    /// one (seqpacket sockets of other families than unix), it is taken for the end if the peer has
+    /// hung up and no byte waits: its last messages, if they are empty, are lost.
+    fn is_end(&self, messages: &Incoming, index: usize) -> bool {
         let hung_up = libc::POLLRDHUP | libc::POLLHUP;
-        self.port.channel == Channel::Seqpacket
-            && poll::events(self.port.fd(), libc::POLLRDHUP) & hung_up != 0
-            && socket::bytes_waiting(self.port.fd()).unwrap_or(0) == 0
+        match self.port.channel {
+            Channel::UnixSeqpacket => !messages.has_credentials(index),
+            Channel::Seqpacket => {
+                poll::events(self.port.fd(), libc::POLLRDHUP) & hung_up != 0
+                    && socket::bytes_waiting(self.port.fd()).unwrap_or(0) == 0
+            }
+            Channel::Datagram | Channel::Device | Channel::Packet => false,
+        }
     }
 
     /// Decides about one message: what is known of its frame, or `None` where it was counted as
@@ -188,9 +208,6 @@ impl Inlet {
 
     fn describe(&self, message: &[u8], info: PacketInfo) -> Option<RxMeta> {
         let (vnet, frame) = message.split_at_checked(self.port.vnet_header)?;
-        if frame.is_empty() {
-            return None;
-        }
         let mut meta = RxMeta {
             link_header: self.port.link_header,
             original_len: info.len,

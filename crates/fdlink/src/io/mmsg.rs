@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use crate::batch::{RxBatch, RxDescriptor};
 use crate::io::{Channel, FRAME_ROOM, Inlet, Port};
 use crate::queue::{Closed, Fill, Receive, Wakeup};
-use crate::sys::message::{Ask, Incoming, PacketInfo};
+use crate::sys::message::{Incoming, PacketInfo};
 
 /// Messages for each call. At 1500 bytes a frame more than this gains nothing that can be
 /// measured, and 32 × 68 KiB is what a second-level cache holds.
@@ -25,21 +25,20 @@ pub(crate) struct RecvMmsg {
 
 impl RecvMmsg {
     pub(crate) fn new(port: Port) -> Self {
-        let ask = if port.channel == Channel::Packet { Ask::PacketInfo } else { Ask::Bytes };
-        let messages = Incoming::new(MESSAGES, FRAME_ROOM, ask);
+        let messages = Incoming::new(MESSAGES, FRAME_ROOM, port.channel.asks());
         let frames = Vec::with_capacity(MESSAGES);
         Self { inlet: Inlet::new(port), messages, frames, ended: false }
     }
 
     fn take(&mut self, count: usize) -> Fill {
-        // After the peer's close the kernel fills the whole vector with messages of zero bytes,
-        // for ever; a real message of zero bytes carries nothing either.
-        let some_are_empty = (0..count).any(|index| self.messages.len(index) == 0);
-        self.ended = some_are_empty && self.inlet.peer_closed();
         for index in 0..count {
-            if !self.ended || self.messages.len(index) > 0 {
-                self.take_one(index);
+            // After the peer's close the kernel fills the rest of the vector, and every later one,
+            // with messages of no bytes.
+            if self.messages.len(index) == 0 && self.inlet.is_end(&self.messages, index) {
+                self.ended = true;
+                break;
             }
+            self.take_one(index);
         }
         match self.inlet.settle() {
             Fill::Frames(0) if self.ended => Fill::Closed(Closed::PeerClosed),

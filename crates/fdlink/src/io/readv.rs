@@ -5,7 +5,7 @@
 use crate::batch::{RxBatch, RxDescriptor};
 use crate::io::{Channel, FRAME_ROOM, Inlet, Port};
 use crate::queue::{Closed, Fill, Receive, Wakeup};
-use crate::sys::message::{self, Ask, Incoming, PacketInfo};
+use crate::sys::message::{self, Incoming, PacketInfo};
 
 /// Receives one frame at a time.
 #[derive(Debug)]
@@ -25,8 +25,7 @@ struct Arrived {
 
 impl Readv {
     pub(crate) fn new(port: Port) -> Self {
-        let ask = if port.channel == Channel::Packet { Ask::PacketInfo } else { Ask::Bytes };
-        let buffer = Incoming::new(1, FRAME_ROOM, ask);
+        let buffer = Incoming::new(1, FRAME_ROOM, port.channel.asks());
         Self { inlet: Inlet::new(port), buffer, frame: None }
     }
 
@@ -43,10 +42,12 @@ impl Readv {
                 let len = message::recv(fd, buffer.memory())?;
                 Arrived { len, truncated: len > FRAME_ROOM, info }
             }
-            Channel::Packet => {
+            Channel::Packet | Channel::UnixSeqpacket => {
                 buffer.recv_one(fd)?;
                 let (len, truncated) = (buffer.len(0), buffer.truncated(0));
-                Arrived { len, truncated, info: buffer.packet_info(0) }
+                let packet = inlet.port.channel == Channel::Packet;
+                let info = if packet { buffer.packet_info(0) } else { info };
+                Arrived { len, truncated, info }
             }
         })
     }
@@ -55,7 +56,7 @@ impl Readv {
         match self.inlet.port.channel {
             Channel::Device => "read",
             Channel::Datagram | Channel::Seqpacket => "recv",
-            Channel::Packet => "recvmsg",
+            Channel::Packet | Channel::UnixSeqpacket => "recvmsg",
         }
     }
 
@@ -64,7 +65,7 @@ impl Readv {
             self.inlet.port.stats.rx.truncated.add(1);
             return Fill::Frames(0);
         }
-        if arrived.len == 0 && self.inlet.peer_closed() {
+        if arrived.len == 0 && self.inlet.is_end(&self.buffer, 0) {
             return Fill::Closed(Closed::PeerClosed);
         }
         let message = &self.buffer.memory()[..arrived.len];

@@ -117,8 +117,10 @@ impl FdLink {
     ) -> Result<(Vec<Option<Ring>>, Vec<DescriptorReport>), SetupError> {
         for (index, fd) in fds.iter().enumerate() {
             changes.set_nonblocking(index, fd.as_fd())?;
-            if plan.kind == LinkKind::Packet {
-                packet::configure(index, fd.as_fd(), plan, options, changes)?;
+            match plan.kind {
+                LinkKind::Packet => packet::configure(index, fd.as_fd(), plan, options, changes)?,
+                LinkKind::SocketSeqpacket => socket::configure(index, fd.as_fd(), changes),
+                LinkKind::SocketDatagram | LinkKind::Tap | LinkKind::Tun => {}
             }
         }
         let mut descriptors: Vec<_> = fds
@@ -236,17 +238,20 @@ impl FdLink {
     fn port(&self, index: usize, fd: OwnedFd) -> Port {
         let properties = &self.properties;
         Port {
-            fd: Arc::new(fd),
             stats: Arc::clone(&self.stats.queues()[index]),
             channel: match properties.kind {
                 LinkKind::Packet => Channel::Packet,
                 LinkKind::SocketDatagram => Channel::Datagram,
+                LinkKind::SocketSeqpacket if socket::marks_messages(fd.as_fd()) => {
+                    Channel::UnixSeqpacket
+                }
                 LinkKind::SocketSeqpacket => Channel::Seqpacket,
                 LinkKind::Tap | LinkKind::Tun => Channel::Device,
             },
             vnet_header: self.vnet_header,
             link_header: properties.link_header,
             max_len: properties.max_frame_len.max(properties.gso_max_size),
+            fd: Arc::new(fd),
         }
     }
 }

@@ -1,10 +1,10 @@
-//! Sockets that somebody else made: reading back what one is.
+//! Sockets that somebody else made: reading back what one is, setting one up.
 
 use std::os::fd::BorrowedFd;
 
 use crate::batch::LinkHeader;
 use crate::error::SetupError;
-use crate::link::fd::{Found, call};
+use crate::link::fd::{Changes, Found, call};
 use crate::link::{LinkKind, packet};
 use crate::options::LinkOptions;
 use crate::sys::socket as sys;
@@ -40,6 +40,18 @@ pub(super) fn examine(
         // Both ends are programs that agreed on the header, so it means all it can.
         uso: options.in_band_vnet_header.is_some(),
     })
+}
+
+/// Makes each message of a unix seqpacket socket say that it is one: to recv, a message of no bytes
+/// and the end of the peer are the same. Other families have no such option, and need none to work.
+pub(super) fn configure(index: usize, fd: BorrowedFd<'_>, changes: &mut Changes) {
+    drop(changes.set_option(index, fd, (libc::SOL_SOCKET, libc::SO_PASSCRED), 1));
+}
+
+/// Whether each message says that it is one.
+pub(super) fn marks_messages(fd: BorrowedFd<'_>) -> bool {
+    let option = |name| sys::option(fd, libc::SOL_SOCKET, name).unwrap_or(0);
+    option(libc::SO_DOMAIN) == libc::AF_UNIX && option(libc::SO_PASSCRED) != 0
 }
 
 fn wrong(index: usize, found: &str) -> Result<Found, SetupError> {

@@ -49,6 +49,9 @@ pub(crate) fn send(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
 pub(crate) enum Ask {
     /// Its bytes only.
     Bytes,
+    /// Whether it came with credentials (SO_PASSCRED), which every message on a unix socket does
+    /// and the end of the peer does not.
+    Credentials,
     /// The sender's address and PACKET_AUXDATA (AF_PACKET).
     PacketInfo,
 }
@@ -154,6 +157,12 @@ impl Incoming {
     pub(crate) fn truncated(&self, index: usize) -> bool {
         self.headers[index].msg_hdr.msg_flags & libc::MSG_TRUNC != 0
             || self.len(index) > self.stride
+    }
+
+    /// Whether message `index` came with credentials. There is no room for them, and the kernel says
+    /// that it left them out (`__scm_recv_common`, net/core/scm.c): cheaper than taking them.
+    pub(crate) fn has_credentials(&self, index: usize) -> bool {
+        self.headers[index].msg_hdr.msg_flags & libc::MSG_CTRUNC != 0
     }
 
     /// What the socket said of message `index`.
