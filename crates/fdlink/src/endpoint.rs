@@ -12,22 +12,30 @@
 //!
 //! What is not here: any link kind or mode. An endpoint is a layer on [`Link`], like a stack.
 
+mod injectable;
 mod run;
+mod settings;
+mod write;
 
 use std::fmt;
 use std::io::{self, IoSlice};
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::batch::{EtherType, LinkHeader, MacAddr, TxFrame, ethernet_header};
+use crate::batch::{EtherType, MacAddr};
 use crate::dispatcher::{NetworkDispatcher, QueueIndex};
 use crate::error::SetupError;
 use crate::link::{Capabilities, Link, LinkProperties};
-use crate::offload::flow_hash;
 use crate::offload::vnet::TxOffload;
-use crate::queue::{QueuePair, Receive, Sent, Transmit};
+use crate::queue::{QueuePair, Receive, Sent};
 use crate::report::Report;
 use crate::stats::LinkStats;
 use run::Run;
+use settings::Settings;
+use write::Outlet;
+
+pub use injectable::{InjectError, InjectableEndpoint};
+pub use write::WritePolicy;
 
 /// What a network stack needs of a link: delivery by callback, and calls to send.
 pub trait LinkEndpoint: Send + Sync {
@@ -55,25 +63,35 @@ pub trait LinkEndpoint: Send + Sync {
 
     /// Sends network packets, with link headers made of their routes.
     ///
-    /// Packets that cannot be sent ever are dropped and counted, and the rest goes on; where the
-    /// descriptor is full, the list is cut short ([`Sent::taken`]).
+    /// The whole list is dealt with: what cannot be sent ever, and what a descriptor has no room for
+    /// ([`WritePolicy`]), is dropped and counted, and the rest goes on. With several descriptors the
+    /// list is spread over them by flow; packets of one flow stay in order.
     ///
     /// # Errors
     ///
-    /// Only what ends the descriptor for good.
+    /// What has ended a descriptor for good, if nothing of the list could be sent.
     fn write_packets(&self, packets: &[TxPacket<'_>]) -> io::Result<Sent>;
 
     /// Sends a frame as it is, link header included.
     ///
     /// # Errors
     ///
-    /// [`io::ErrorKind::WouldBlock`] where the descriptor is full,
-    /// [`io::ErrorKind::InvalidInput`] where the frame was refused and counted, and what ends the
+    /// [`io::ErrorKind::WouldBlock`] where the descriptor had no room and
+    /// [`io::ErrorKind::InvalidInput`] where the frame was refused, both counted, and what ends the
     /// descriptor for good.
     fn write_raw(&self, frame: &[u8]) -> io::Result<()>;
 
-    /// The IP MTU.
+    /// The IP MTU: the link's, or what [`set_mtu`](Self::set_mtu) made of it.
     fn mtu(&self) -> u32;
+
+    /// Changes what [`mtu`](Self::mtu) says, for whoever makes packets by it; also while attached.
+    /// The interface behind the descriptor keeps its own.
+    ///
+    /// # Errors
+    ///
+    /// Where it is not 68 bytes to what the link's longest frame holds
+    /// ([`LinkProperties::max_frame_len`]), which is fixed when the link is built.
+    fn set_mtu(&self, mtu: u32) -> Result<(), SetupError>;
 
     /// What may be left to the other side.
     fn capabilities(&self) -> Capabilities;
@@ -83,6 +101,14 @@ pub trait LinkEndpoint: Send + Sync {
 
     /// The endpoint's own link address, where frames have one.
     fn link_address(&self) -> Option<MacAddr>;
+
+    /// Changes the endpoint's own link address: packets sent from now on come from it. Also while
+    /// attached. The interface behind the descriptor keeps its own.
+    ///
+    /// # Errors
+    ///
+    /// Where frames carry no addresses, or the address is a group's.
+    fn set_link_address(&self, address: MacAddr) -> Result<(), SetupError>;
 
     /// The longest super-frame that may be sent, link header included; 0 without segmentation
     /// offload.
@@ -106,12 +132,15 @@ pub struct TxPacket<'a> {
     /// What is left to the other side. Offsets count from the start of the frame, so the link
     /// header is in them.
     pub offload: TxOffload,
+    /// Which of several descriptors it leaves on: this number modulo how many there are. Default:
+    /// by the hash of its addresses and ports.
+    pub flow: Option<u64>,
 }
 
 impl<'a> TxPacket<'a> {
     /// A packet without offloads, from the endpoint's own address.
     pub fn new(remote: MacAddr, protocol: EtherType, parts: &'a [IoSlice<'a>]) -> Self {
-        Self { remote, local: None, protocol, parts, offload: TxOffload::default() }
+        Self { remote, local: None, protocol, parts, offload: TxOffload::default(), flow: None }
     }
 }
 
@@ -136,12 +165,32 @@ pub enum JoinError {
     OwnThread,
 }
 
+/// Why an endpoint's descriptors were not given.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum HandOverError {
+    /// A descriptor could not be duplicated.
+    #[error("a descriptor could not be duplicated")]
+    Descriptor(#[source] io::Error),
+    /// See [`JoinError`].
+    #[error(transparent)]
+    Join(#[from] JoinError),
+    /// A queue of the link has no descriptor that it could give.
+    #[error("queue {} of this link has no descriptor to hand over", .0.0)]
+    NoDescriptor(QueueIndex),
+    /// The link's owner did not say that it may be handed over.
+    #[error("the link was built without `save_restore`: its descriptors are not to be handed over")]
+    NotDeclared,
+}
+
 /// An endpoint over any link.
 pub struct Endpoint {
     properties: LinkProperties,
     report: Report,
     stats: LinkStats,
-    tx: Vec<Mutex<Box<dyn Transmit>>>,
+    settings: Settings,
+    policy: WritePolicy,
+    outlets: Vec<Outlet>,
     /// Hashes flows to queues; random, so that nobody outside can aim at one.
     seed: u64,
     state: Mutex<State>,
@@ -175,14 +224,57 @@ impl Endpoint {
         let (properties, report) = (link.properties().clone(), link.report().clone());
         let stats = link.stats();
         let mut state = State::default();
-        let mut tx = Vec::new();
+        let mut outlets = Vec::new();
         for (index, pair) in link.into_queues()?.into_iter().enumerate() {
-            let QueuePair { rx, tx: out } = pair;
-            tx.push(Mutex::new(out));
+            let QueuePair { rx, tx } = pair;
+            outlets.push(Outlet::new(tx));
             state.idle.extend(rx.map(|rx| (QueueIndex(index), rx)));
         }
-        let (state, joining) = (Mutex::new(state), Mutex::default());
-        Ok(Self { properties, report, stats, tx, seed: seed(), state, joining })
+        Ok(Self {
+            settings: Settings::new(&properties),
+            policy: WritePolicy::default(),
+            properties,
+            report,
+            stats,
+            outlets,
+            seed: seed(),
+            state: Mutex::new(state),
+            joining: Mutex::default(),
+        })
+    }
+
+    /// The same endpoint with another policy for packets that a descriptor has no room for.
+    ///
+    /// # Errors
+    ///
+    /// [`WritePolicy::Wait`] takes one more descriptor for each of the link's, to wait on.
+    pub fn with_write_policy(mut self, policy: WritePolicy) -> io::Result<Self> {
+        self.outlets.iter_mut().try_for_each(|outlet| outlet.prepare(policy))?;
+        self.policy = policy;
+        Ok(self)
+    }
+
+    /// Ends the endpoint and gives its descriptors, for another process that goes on with them (by
+    /// SCM_RIGHTS, or across an exec). They are as the link has set them up, without rings; what
+    /// waits in a socket's own queue stays there, what waits in a ring is lost.
+    ///
+    /// # Errors
+    ///
+    /// Where [`Capabilities::save_restore`] was not declared, on one of the endpoint's own threads,
+    /// where a link's queue has no descriptor to give, or where the process has no more.
+    pub fn hand_over(self) -> Result<Vec<OwnedFd>, HandOverError> {
+        if !self.properties.capabilities.save_restore {
+            return Err(HandOverError::NotDeclared);
+        }
+        self.stop();
+        self.join()?;
+        let idle = std::mem::take(&mut self.state().idle);
+        idle.into_iter()
+            .map(|(queue, rx)| match rx.into_descriptor() {
+                Some(fd) => fd.map_err(HandOverError::Descriptor),
+                None => Err(HandOverError::NoDescriptor(queue)),
+            })
+            .collect()
     }
 
     /// What the link is.
@@ -198,39 +290,6 @@ impl Endpoint {
     fn state(&self) -> MutexGuard<'_, State> {
         // A panic cannot leave the state halfway: every change to it is a single move.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn send(&self, queue: usize, frames: &[TxFrame<'_>]) -> io::Result<Sent> {
-        let Some(tx) = self.tx.get(queue) else { return Ok(Sent::default()) };
-        tx.lock().unwrap_or_else(PoisonError::into_inner).send(frames)
-    }
-
-    /// The queue of a packet's flow.
-    fn queue_of(&self, parts: &[IoSlice<'_>]) -> usize {
-        if self.tx.len() < 2 {
-            return 0;
-        }
-        // Enough for IPv6 with an extension header and the ports.
-        let mut headers = [0; 128];
-        let mut len = 0;
-        for part in parts {
-            let taken = part.len().min(headers.len() - len);
-            headers[len..len + taken].copy_from_slice(&part[..taken]);
-            len += taken;
-        }
-        flow_hash::pick(flow_hash::flow_hash(&headers[..len], self.seed), self.tx.len())
-    }
-
-    fn frame<'a>(&self, packet: &TxPacket<'a>) -> TxFrame<'a> {
-        let frame = TxFrame::new(packet.parts).with_offload(packet.offload);
-        match self.properties.link_header {
-            LinkHeader::None => frame,
-            LinkHeader::Ethernet => {
-                let own = self.properties.address.unwrap_or_default();
-                let source = packet.local.unwrap_or(own);
-                frame.with_link_header(ethernet_header(packet.remote, source, packet.protocol))
-            }
-        }
     }
 }
 
@@ -280,41 +339,19 @@ impl LinkEndpoint for Endpoint {
     }
 
     fn write_packets(&self, packets: &[TxPacket<'_>]) -> io::Result<Sent> {
-        // So many frames are made on the stack before they are sent.
-        const CHUNK: usize = 32;
-        let mut sent = Sent::default();
-        while let Some(first) = packets.get(sent.taken) {
-            let rest = &packets[sent.taken..];
-            let queue = self.queue_of(first.parts);
-            let same = rest.iter().take(CHUNK).take_while(|p| self.queue_of(p.parts) == queue);
-            let mut frames = [TxFrame::new(&[]); CHUNK];
-            let mut run = 0;
-            for (frame, packet) in frames.iter_mut().zip(same) {
-                *frame = self.frame(packet);
-                run += 1;
-            }
-            let part = self.send(queue, &frames[..run])?;
-            sent.taken += part.taken;
-            sent.sent += part.sent;
-            if part.taken < run {
-                break;
-            }
-        }
-        Ok(sent)
+        self.write_list(packets)
     }
 
     fn write_raw(&self, frame: &[u8]) -> io::Result<()> {
-        let packet = frame.get(self.properties.link_header.len()..).unwrap_or(&[]);
-        let queue = self.queue_of(&[IoSlice::new(packet)]);
-        match self.send(queue, &[TxFrame::new(&[IoSlice::new(frame)])])? {
-            Sent { sent: 1, .. } => Ok(()),
-            Sent { taken: 1, .. } => Err(io::ErrorKind::InvalidInput.into()),
-            Sent { .. } => Err(io::ErrorKind::WouldBlock.into()),
-        }
+        self.write_frame(frame)
     }
 
     fn mtu(&self) -> u32 {
-        self.properties.mtu
+        self.settings.mtu()
+    }
+
+    fn set_mtu(&self, mtu: u32) -> Result<(), SetupError> {
+        self.settings.set_mtu(mtu, &self.properties)
     }
 
     fn capabilities(&self) -> Capabilities {
@@ -326,7 +363,11 @@ impl LinkEndpoint for Endpoint {
     }
 
     fn link_address(&self) -> Option<MacAddr> {
-        self.properties.address
+        self.properties.address.map(|_| self.settings.address())
+    }
+
+    fn set_link_address(&self, address: MacAddr) -> Result<(), SetupError> {
+        self.settings.set_address(address, &self.properties)
     }
 
     fn gso_max_size(&self) -> usize {

@@ -128,7 +128,10 @@ mod sys;
 
 pub use batch::{EtherType, Frame, LinkHeader, MacAddr, RxBatch, TxFrame, TxSlot};
 pub use dispatcher::{NetworkDispatcher, QueueIndex};
-pub use endpoint::{AttachError, Endpoint, JoinError, LinkEndpoint, TxPacket};
+pub use endpoint::{
+    AttachError, Endpoint, HandOverError, InjectError, InjectableEndpoint, JoinError, LinkEndpoint,
+    TxPacket, WritePolicy,
+};
 pub use error::SetupError;
 pub use link::{Capabilities, FdLink, Link, LinkKind, LinkProperties};
 pub use options::{LinkOptions, Mode, Offload};

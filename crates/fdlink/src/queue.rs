@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use crate::batch::{RxBatch, TxFrame, TxSlot};
@@ -29,6 +29,12 @@ pub trait Receive: Send {
 
     /// What to wait for after [`Fill::Empty`].
     fn wakeup(&self) -> Wakeup<'_>;
+
+    /// Ends the queue and gives its descriptor, to be handed over to another process; `None` where
+    /// there is none. A duplicate, since the way out shares it; without a ring.
+    fn into_descriptor(self: Box<Self>) -> Option<io::Result<OwnedFd>> {
+        None
+    }
 }
 
 /// What one visit brought.

@@ -91,6 +91,10 @@ counters! {
         super_frames,
         /// Times the descriptor was full.
         would_block,
+        /// Dropped by an endpoint's [`WritePolicy`](crate::endpoint::WritePolicy): no room in time.
+        not_writable,
+        /// Dropped: the descriptor had ended for good.
+        closed,
         /// Dropped: no buffer in the kernel (ENOBUFS).
         no_buffers,
         /// Dropped: longer than the link takes (EMSGSIZE, or our own check).

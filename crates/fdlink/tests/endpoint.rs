@@ -10,10 +10,12 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use common::{Kind, PATIENCE, QUIET, seqpackets};
+use fdlink::batch::RxMeta;
 use fdlink::link::adopt;
 use fdlink::{
-    AttachError, Closed, Endpoint, EtherType, JoinError, LinkEndpoint, LinkOptions, MacAddr, Mode,
-    NetworkDispatcher, QueueIndex, RxBatch, TxPacket,
+    AttachError, Closed, Endpoint, EtherType, HandOverError, InjectError, InjectableEndpoint,
+    JoinError, LinkEndpoint, LinkOptions, MacAddr, Mode, NetworkDispatcher, QueueIndex, RxBatch,
+    TxPacket, WritePolicy,
 };
 use testkit::{Peer, packet};
 
@@ -241,8 +243,220 @@ fn flows_are_spread_over_descriptors_and_keep_their_order() {
     }
     assert_eq!(total, 200);
     assert!(owner.iter().any(|index| *index != owner[0]), "all on one");
-    let per_queue: u64 = endpoint.stats().queues().iter().map(|q| q.tx.frames.value()).sum();
+    let stats = endpoint.stats();
+    let per_queue: u64 = stats.queues().iter().map(|q| q.tx.frames.value()).sum();
     assert_eq!(per_queue, 200);
+    // The list alternates between flows, and is grouped: 32 frames a call, not one.
+    for queue in stats.queues() {
+        let (frames, calls) = (queue.tx.frames.value(), queue.tx.calls.value());
+        assert!(calls <= frames.div_ceil(32), "{frames} frames in {calls} calls");
+    }
+}
+
+#[test]
+fn a_flow_may_be_given_by_number() {
+    let (ours, far): (Vec<_>, Vec<_>) = (0..3).map(|_| seqpackets()).unzip();
+    let peers: Vec<_> = far.into_iter().map(|fd| Peer::on_socket(fd, 0)).collect();
+    let endpoint = over(ours, &LinkOptions::new());
+    let body = packet::pattern_packet(100, 1);
+    let parts = [IoSlice::new(&body)];
+    let packet = TxPacket::new(MacAddr::BROADCAST, EtherType::IPV4, &parts);
+    let list: Vec<_> = (0..7).map(|flow| TxPacket { flow: Some(flow), ..packet }).collect();
+    assert_eq!(endpoint.write_packets(&list).unwrap().sent, 7);
+    let got = peers.iter().map(|peer| {
+        std::iter::from_fn(|| peer.recv(Duration::ZERO).unwrap()).filter(|p| *p == body).count()
+    });
+    assert_eq!(got.collect::<Vec<_>>(), [3, 2, 2]);
+}
+
+#[test]
+fn the_end_of_one_descriptor_does_not_take_the_others_packets() {
+    let ((a, far_a), (b, far_b)) = (seqpackets(), seqpackets());
+    let endpoint = over(vec![a, b], &LinkOptions::new());
+    drop(far_a);
+    let body = packet::pattern_packet(100, 1);
+    let parts = [IoSlice::new(&body)];
+    let packet = TxPacket::new(MacAddr::BROADCAST, EtherType::IPV4, &parts);
+    let list: Vec<_> = (0..10).map(|flow| TxPacket { flow: Some(flow), ..packet }).collect();
+    let sent = endpoint.write_packets(&list).unwrap();
+    assert_eq!((sent.taken, sent.sent), (10, 5));
+    let peer = Peer::on_socket(far_b, 0);
+    assert_eq!(std::iter::from_fn(|| peer.recv(Duration::ZERO).unwrap()).count(), 5);
+    assert_eq!(endpoint.stats().tx().closed, 5);
+    // Where nothing at all can be sent, the reason is told.
+    let error = endpoint.write_packets(&list[..1]).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::BrokenPipe);
+}
+
+/// More packets than a socket's buffer takes.
+const MANY: usize = 20_000;
+
+#[test]
+fn what_has_no_room_is_dropped_and_counted() {
+    let (ours, far) = seqpackets();
+    let endpoint = over(vec![ours], &LinkOptions::new());
+    let body = packet::pattern_packet(1000, 1);
+    let parts = [IoSlice::new(&body)];
+    let list = vec![TxPacket::new(MacAddr::BROADCAST, EtherType::IPV4, &parts); MANY];
+    let sent = endpoint.write_packets(&list).unwrap();
+    assert_eq!(sent.taken, MANY);
+    assert!(sent.sent < MANY, "everything had room");
+    let tx = endpoint.stats().tx();
+    assert_eq!((tx.frames, tx.not_writable), (sent.sent as u64, (MANY - sent.sent) as u64));
+    let peer = Peer::on_socket(far, 0);
+    assert_eq!(std::iter::from_fn(|| peer.recv(Duration::ZERO).unwrap()).count(), sent.sent);
+}
+
+#[test]
+fn waiting_for_room_loses_nothing_and_has_a_bound() {
+    let (ours, far) = seqpackets();
+    let bound = Duration::from_secs(20);
+    let endpoint =
+        over(vec![ours], &LinkOptions::new()).with_write_policy(WritePolicy::Wait(bound)).unwrap();
+    let body = packet::pattern_packet(1000, 1);
+    let parts = [IoSlice::new(&body)];
+    let list = vec![TxPacket::new(MacAddr::BROADCAST, EtherType::IPV4, &parts); MANY];
+    let peer = Peer::on_socket(far, 0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for _ in 0..MANY {
+                assert_eq!(peer.recv(PATIENCE).unwrap().as_ref(), Some(&body));
+            }
+        });
+        let sent = endpoint.write_packets(&list).unwrap();
+        assert_eq!((sent.taken, sent.sent), (MANY, MANY));
+    });
+    assert!(endpoint.stats().tx().would_block > 0, "nothing to wait for");
+    assert_eq!(endpoint.stats().tx().not_writable, 0);
+
+    // Nobody reads.
+    let bound = Duration::from_millis(50);
+    let endpoint = endpoint.with_write_policy(WritePolicy::Wait(bound)).unwrap();
+    let begin = Instant::now();
+    let sent = endpoint.write_packets(&list).unwrap();
+    assert!(begin.elapsed() >= bound && sent.sent < MANY);
+    assert_eq!(endpoint.stats().tx().not_writable, (MANY - sent.sent) as u64);
+    let refused = endpoint.write_raw(&body).unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::WouldBlock);
+}
+
+#[test]
+fn mtu_and_link_address_are_changed_while_running() {
+    let (ours, far) = seqpackets();
+    let endpoint = over(vec![ours], &LinkOptions::new().ethernet(true).mtu(1500));
+    let (dispatcher, _events) = recorder(|| {});
+    endpoint.attach(dispatcher).unwrap();
+    endpoint.set_mtu(1280).unwrap();
+    assert_eq!(endpoint.mtu(), 1280);
+    for bad in [0, 67, 1501] {
+        let text = endpoint.set_mtu(bad).unwrap_err().to_string();
+        assert!(text.contains("mtu") && text.contains("1500") && text.contains(&bad.to_string()));
+    }
+    let new = MacAddr([2, 0, 0, 0, 0, 9]);
+    endpoint.set_link_address(new).unwrap();
+    assert_eq!(endpoint.link_address(), Some(new));
+    assert!(endpoint.set_link_address(MacAddr::BROADCAST).is_err());
+    let body = packet::pattern_packet(50, 1);
+    let parts = [IoSlice::new(&body)];
+    let to = MacAddr([2, 0, 0, 0, 0, 8]);
+    endpoint.write_packets(&[TxPacket::new(to, EtherType::IPV4, &parts)]).unwrap();
+    let expected = packet::ethernet_ip(to.0, new.0, &body);
+    assert_eq!(Peer::on_socket(far, 0).recv(PATIENCE).unwrap().unwrap(), expected);
+
+    let bare = over(vec![seqpackets().0], &LinkOptions::new());
+    assert_eq!(bare.link_address(), None);
+    assert!(bare.set_link_address(new).is_err());
+}
+
+#[test]
+fn frames_are_injected_and_sent() {
+    let (ours, far) = seqpackets();
+    let link = adopt(vec![ours], &LinkOptions::new().ethernet(true)).unwrap();
+    let endpoint = Arc::new(InjectableEndpoint::new(link).unwrap());
+    let mut frame = packet::pattern_frame(100, 1);
+    let meta = RxMeta::default();
+    assert_eq!(endpoint.inject(&mut frame, meta), Err(InjectError::NotAttached));
+    for _ in 0..2 {
+        let weak = Arc::downgrade(&endpoint);
+        let (dispatcher, events) = recorder(move || {
+            weak.upgrade().unwrap().write_raw(b"from within").unwrap();
+        });
+        assert!(!endpoint.is_attached());
+        endpoint.attach(Arc::clone(&dispatcher)).unwrap();
+        assert!(endpoint.is_attached());
+        assert!(matches!(endpoint.attach(dispatcher), Err(AttachError::AlreadyAttached)));
+        endpoint.inject(&mut frame, meta).unwrap();
+        assert_eq!(next(&events), Event::Frame(0, frame.clone()));
+        endpoint.stop();
+        endpoint.stop();
+        assert_eq!(next(&events), Event::Closed(0, Closed::Stopped));
+        assert!(events.recv().is_err(), "one notice, and the dispatcher is let go of");
+        assert_eq!(endpoint.inject(&mut frame, meta), Err(InjectError::NotAttached));
+        endpoint.join().unwrap();
+    }
+    // The descriptor is not read.
+    let peer = Peer::on_socket(far, 0);
+    peer.send(b"nobody reads this").unwrap();
+    let (dispatcher, events) = recorder(|| {});
+    endpoint.attach(dispatcher).unwrap();
+    assert!(events.recv_timeout(QUIET).is_err());
+    for _ in 0..2 {
+        assert_eq!(peer.recv(PATIENCE).unwrap().unwrap(), b"from within");
+    }
+    drop(endpoint);
+    assert_eq!(next(&events), Event::Closed(0, Closed::Stopped));
+}
+
+#[test]
+fn an_injection_that_panics_ends_the_injecting() {
+    let endpoint =
+        InjectableEndpoint::new(adopt(vec![seqpackets().0], &LinkOptions::new()).unwrap()).unwrap();
+    let (dispatcher, events) = recorder(|| panic!("on purpose"));
+    endpoint.attach(dispatcher).unwrap();
+    let meta = RxMeta::default();
+    assert_eq!(endpoint.inject(&mut [0x45; 20], meta), Err(InjectError::Panicked));
+    assert_eq!(next(&events), Event::Frame(0, vec![0x45; 20]));
+    assert_eq!(next(&events), Event::Closed(0, Closed::Panicked));
+    assert_eq!(endpoint.inject(&mut [0x45; 20], meta), Err(InjectError::NotAttached));
+}
+
+#[test]
+fn descriptors_are_handed_over_where_that_was_declared() {
+    testkit::in_namespace(|| {
+        for (kind, mode) in [Kind::Seqpacket, Kind::Datagram, Kind::Packet]
+            .into_iter()
+            .flat_map(|kind| kind.modes().iter().map(move |mode| (kind, *mode)))
+        {
+            let options = LinkOptions::new().mode(mode);
+            let (link, _peer, _) = common::link(kind, &options).unwrap();
+            let refused = Endpoint::new(link).unwrap().hand_over().unwrap_err();
+            assert!(matches!(refused, HandOverError::NotDeclared), "{refused}");
+
+            let options = options.save_restore(true);
+            let (link, peer, _) = common::link(kind, &options).unwrap();
+            let endpoint = Endpoint::new(link).unwrap();
+            let (dispatcher, events) = recorder(|| {});
+            endpoint.attach(dispatcher).unwrap();
+            peer.send(&kind.frame(100, 1)).unwrap();
+            assert_eq!(next(&events), Event::Frame(0, kind.frame(100, 1)));
+            let fds = endpoint.hand_over().unwrap();
+            assert_eq!(next(&events), Event::Closed(0, Closed::Stopped));
+            // Whoever got them goes on, with what came in between.
+            peer.send(&kind.frame(100, 2)).unwrap();
+            let heir = over(fds, &options);
+            let (dispatcher, events) = recorder(|| {});
+            heir.attach(dispatcher).unwrap();
+            peer.send(&kind.frame(100, 3)).unwrap();
+            let first = next(&events);
+            if mode != Mode::PacketMmap {
+                // Setting up a ring empties the socket's own queue.
+                assert_eq!(first, Event::Frame(0, kind.frame(100, 2)), "{kind:?} {mode}");
+                assert_eq!(next(&events), Event::Frame(0, kind.frame(100, 3)));
+            } else {
+                assert_eq!(first, Event::Frame(0, kind.frame(100, 3)), "{kind:?} {mode}");
+            }
+        }
+    });
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! super-frame. The buffers are made once; those that small traffic does not reach stay untouched
 //! and so take no memory.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use crate::batch::{RxBatch, RxDescriptor};
 use crate::io::{Channel, FRAME_ROOM, Inlet, Port};
@@ -93,5 +93,9 @@ impl Receive for RecvMmsg {
 
     fn wakeup(&self) -> Wakeup<'_> {
         self.inlet.wakeup()
+    }
+
+    fn into_descriptor(self: Box<Self>) -> Option<std::io::Result<OwnedFd>> {
+        Some(self.inlet.port.fd.try_clone())
     }
 }

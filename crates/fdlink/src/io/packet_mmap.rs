@@ -16,6 +16,7 @@
 //! that: a trickle uses up a block for each timeout, however empty.
 
 use std::mem::offset_of;
+use std::os::fd::{AsFd, OwnedFd};
 
 use libc::{tpacket_block_desc, tpacket_hdr_v1, tpacket_hdr_variant1, tpacket3_hdr};
 
@@ -117,6 +118,14 @@ impl Receive for PacketMmap {
 
     fn wakeup(&self) -> Wakeup<'_> {
         self.inlet.wakeup()
+    }
+
+    fn into_descriptor(self: Box<Self>) -> Option<std::io::Result<OwnedFd>> {
+        let Self { inlet, ring, .. } = *self;
+        let fd = inlet.port.fd.try_clone();
+        // A ring can be taken off a socket once it is no longer mapped.
+        drop(ring);
+        Some(fd.and_then(|fd| Ring::remove(fd.as_fd()).map(|()| fd)))
     }
 }
 

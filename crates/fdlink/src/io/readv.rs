@@ -2,6 +2,8 @@
 //! the cache. Works on every descriptor, and is the best general policy: at 64 KiB a frame, the
 //! call is noise.
 
+use std::os::fd::OwnedFd;
+
 use crate::batch::{RxBatch, RxDescriptor};
 use crate::io::{Channel, FRAME_ROOM, Inlet, Port};
 use crate::queue::{Closed, Fill, Receive, Wakeup};
@@ -103,5 +105,9 @@ impl Receive for Readv {
 
     fn wakeup(&self) -> Wakeup<'_> {
         self.inlet.wakeup()
+    }
+
+    fn into_descriptor(self: Box<Self>) -> Option<std::io::Result<OwnedFd>> {
+        Some(self.inlet.port.fd.try_clone())
     }
 }

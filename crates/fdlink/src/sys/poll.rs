@@ -16,6 +16,11 @@ pub(crate) fn wait_readable(fds: &[BorrowedFd<'_>; 2], timeout: Option<Duration>
     wait(&mut entries, timeout);
 }
 
+/// Waits until a descriptor is writable, has an error or was hung up, or until the time is over.
+pub(crate) fn wait_writable(fd: BorrowedFd<'_>, timeout: Duration) {
+    wait(&mut [entry(fd, libc::POLLOUT)], Some(timeout));
+}
+
 /// What poll says of one descriptor now, without waiting.
 pub(crate) fn events(fd: BorrowedFd<'_>, asked: libc::c_short) -> libc::c_short {
     let mut entries = [entry(fd, asked)];

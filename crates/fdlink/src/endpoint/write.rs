@@ -1,0 +1,249 @@
+//! How an endpoint sends: lists spread over the descriptors by flow, and what becomes of packets
+//! that a descriptor has no room for.
+//!
+//! A list is grouped first, so that each descriptor is locked and visited once for all that is
+//! meant for it; packets of one flow stay in their order, since a flow has one descriptor. The lock
+//! is given back before anything is waited for.
+//!
+//! What is not here: how a frame leaves a descriptor (`io/`).
+
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::batch::{LinkHeader, TxFrame, ethernet_header};
+use crate::endpoint::{Endpoint, TxPacket};
+use crate::offload::flow_hash;
+use crate::queue::{Sent, Transmit};
+use crate::sys::poll;
+
+/// What becomes of packets that a descriptor has no room for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum WritePolicy {
+    /// They are dropped and counted (`not_writable`).
+    #[default]
+    Drop,
+    /// The caller waits for room, so long for a whole list; what has none by then is dropped and
+    /// counted.
+    Wait(Duration),
+}
+
+impl WritePolicy {
+    /// When waiting ends that begins now; `None` where there is no waiting.
+    fn deadline(self) -> Option<Instant> {
+        match self {
+            Self::Drop => None,
+            Self::Wait(bound) => Instant::now().checked_add(bound),
+        }
+    }
+}
+
+/// Packets looked at together: the most that one sendmmsg takes (UIO_MAXIOV, linux/uio.h).
+const WINDOW: usize = 1024;
+
+/// Frames made on the stack before they are sent.
+const CHUNK: usize = 32;
+
+/// The mark of a packet that has been dealt with.
+const DONE: usize = usize::MAX;
+
+/// One descriptor's way out, shared by everybody who sends.
+pub(super) struct Outlet {
+    tx: Mutex<Box<dyn Transmit>>,
+    /// A duplicate of its descriptor to wait on, so that nobody waits with the lock. Made for
+    /// [`WritePolicy::Wait`] only.
+    watch: Option<OwnedFd>,
+}
+
+impl Outlet {
+    pub(super) fn new(tx: Box<dyn Transmit>) -> Self {
+        Self { tx: Mutex::new(tx), watch: None }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Box<dyn Transmit>> {
+        self.tx.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Prepares for a policy.
+    pub(super) fn prepare(&mut self, policy: WritePolicy) -> io::Result<()> {
+        self.watch = match policy {
+            WritePolicy::Drop => None,
+            WritePolicy::Wait(_) => {
+                let tx = self.tx.get_mut().unwrap_or_else(PoisonError::into_inner);
+                let descriptor = tx.wakeup().descriptor;
+                descriptor.map(|fd| fd.try_clone_to_owned()).transpose()?
+            }
+        };
+        Ok(())
+    }
+
+    /// Waits until there may be room, or the time is over; `tx` is unlocked meanwhile.
+    fn wait<'a>(
+        &'a self,
+        tx: MutexGuard<'a, Box<dyn Transmit>>,
+        until: Instant,
+    ) -> MutexGuard<'a, Box<dyn Transmit>> {
+        let after = tx.wakeup().after;
+        drop(tx);
+        let left = until.saturating_duration_since(Instant::now());
+        match (after, &self.watch) {
+            (Some(after), _) => std::thread::sleep(after.min(left)),
+            (None, Some(fd)) => poll::wait_writable(fd.as_fd(), left),
+            // No link of this crate has neither; one that has is asked again a little later.
+            (None, None) => std::thread::sleep(left.min(Duration::from_millis(1))),
+        }
+        self.lock()
+    }
+}
+
+/// How far a list came.
+struct Progress {
+    /// When there is no more waiting; `None` for no waiting at all.
+    until: Option<Instant>,
+    sent: usize,
+    /// Why the first descriptor that ended did.
+    fatal: Option<io::Error>,
+}
+
+impl Endpoint {
+    pub(super) fn write_list(&self, packets: &[TxPacket<'_>]) -> io::Result<Sent> {
+        let until = self.policy.deadline();
+        let mut progress = Progress { until, sent: 0, fatal: None };
+        packets.chunks(WINDOW).for_each(|window| self.write_window(window, &mut progress));
+        match progress {
+            Progress { sent: 0, fatal: Some(error), .. } => Err(error),
+            Progress { sent, .. } => Ok(Sent { taken: packets.len(), sent }),
+        }
+    }
+
+    pub(super) fn write_frame(&self, frame: &[u8]) -> io::Result<()> {
+        let packet = frame.get(self.properties.link_header.len()..).unwrap_or(&[]);
+        let queue = self.queue_of_flow(&[IoSlice::new(packet)]);
+        let Some(outlet) = self.outlets.get(queue) else { return Ok(()) };
+        let parts = [IoSlice::new(frame)];
+        let until = self.policy.deadline();
+        let mut tx = outlet.lock();
+        loop {
+            match (tx.send(&[TxFrame::new(&parts)])?, until) {
+                (Sent { sent: 1, .. }, _) => return Ok(()),
+                (Sent { taken: 1, .. }, _) => return Err(io::ErrorKind::InvalidInput.into()),
+                (_, Some(until)) if Instant::now() < until => tx = outlet.wait(tx, until),
+                _ => break,
+            }
+        }
+        if let Some(stats) = self.stats.queues().get(queue) {
+            stats.tx.not_writable.add(1);
+        }
+        Err(io::ErrorKind::WouldBlock.into())
+    }
+
+    /// Sends at most [`WINDOW`] packets, a descriptor at a time.
+    fn write_window(&self, packets: &[TxPacket<'_>], progress: &mut Progress) {
+        let mut queues = [0; WINDOW];
+        let queues = &mut queues[..packets.len()];
+        if self.outlets.len() > 1 {
+            for (queue, packet) in queues.iter_mut().zip(packets) {
+                *queue = self.queue_of(packet);
+            }
+        }
+        for first in 0..packets.len() {
+            if queues[first] != DONE {
+                self.write_group(packets, queues, first, progress);
+            }
+        }
+    }
+
+    /// Sends the packets from `first` on that are meant for the same queue, and marks them.
+    fn write_group(
+        &self,
+        packets: &[TxPacket<'_>],
+        queues: &mut [usize],
+        first: usize,
+        progress: &mut Progress,
+    ) {
+        let queue = queues[first];
+        let mut members = (first..packets.len()).filter(|index| {
+            let member = queues[*index] == queue;
+            if member {
+                queues[*index] = DONE;
+            }
+            member
+        });
+        let Some(outlet) = self.outlets.get(queue) else { return };
+        let mut tx = outlet.lock();
+        let (mut dropped, mut fatal) = (0, None);
+        loop {
+            let mut frames = [TxFrame::new(&[]); CHUNK];
+            let mut count = 0;
+            for (frame, index) in frames.iter_mut().zip(members.by_ref()) {
+                *frame = self.frame(&packets[index]);
+                count += 1;
+            }
+            let mut left = &frames[..count];
+            // Once there is no room for a packet, those behind it have none either.
+            while dropped == 0 && !left.is_empty() {
+                match (tx.send(left), progress.until) {
+                    (Err(error), _) => {
+                        fatal = Some(error);
+                        break;
+                    }
+                    (Ok(part), until) => {
+                        progress.sent += part.sent;
+                        left = &left[part.taken..];
+                        match until.filter(|until| Instant::now() < *until) {
+                            Some(until) if !left.is_empty() => tx = outlet.wait(tx, until),
+                            Some(_) => {}
+                            None => break,
+                        }
+                    }
+                }
+            }
+            dropped += left.len();
+            if count < CHUNK {
+                break;
+            }
+        }
+        if let Some(stats) = self.stats.queues().get(queue).filter(|_| dropped > 0) {
+            // The lock is held: a counter has one writer.
+            let reason = if fatal.is_some() { &stats.tx.closed } else { &stats.tx.not_writable };
+            reason.add(dropped as u64);
+        }
+        progress.fatal = progress.fatal.take().or(fatal);
+    }
+
+    fn queue_of(&self, packet: &TxPacket<'_>) -> usize {
+        match packet.flow {
+            Some(flow) => flow_hash::pick(flow, self.outlets.len()),
+            None => self.queue_of_flow(packet.parts),
+        }
+    }
+
+    /// The queue of a packet's flow.
+    fn queue_of_flow(&self, parts: &[IoSlice<'_>]) -> usize {
+        if self.outlets.len() < 2 {
+            return 0;
+        }
+        // Enough for IPv6 with an extension header and the ports.
+        let mut headers = [0; 128];
+        let mut len = 0;
+        for part in parts {
+            let taken = part.len().min(headers.len() - len);
+            headers[len..len + taken].copy_from_slice(&part[..taken]);
+            len += taken;
+        }
+        flow_hash::pick(flow_hash::flow_hash(&headers[..len], self.seed), self.outlets.len())
+    }
+
+    fn frame<'a>(&self, packet: &TxPacket<'a>) -> TxFrame<'a> {
+        let frame = TxFrame::new(packet.parts).with_offload(packet.offload);
+        match self.properties.link_header {
+            LinkHeader::None => frame,
+            LinkHeader::Ethernet => {
+                let source = packet.local.unwrap_or_else(|| self.settings.address());
+                frame.with_link_header(ethernet_header(packet.remote, source, packet.protocol))
+            }
+        }
+    }
+}
