@@ -108,6 +108,9 @@ pub(crate) struct Shape {
     pub(crate) mac: MacAddr,
     pub(crate) mtu: usize,
     pub(crate) trusts_unverified: bool,
+    /// Segments of connections that nobody here knows may belong to a stack that will be restored:
+    /// the link may be handed over, and its flows are not to be reset.
+    pub(crate) spares_strays: bool,
     tx_checksum: bool,
     tso4: bool,
     tso6: bool,
@@ -159,6 +162,7 @@ impl Nic {
             mac: properties.address.unwrap_or_default(),
             mtu,
             trusts_unverified: caps.rx_checksum,
+            spares_strays: caps.save_restore && !caps.disconnect_ok,
             tx_checksum: caps.tx_checksum,
             tso4: caps.tso4,
             tso6: caps.tso6,

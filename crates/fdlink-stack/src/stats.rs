@@ -43,6 +43,9 @@ fdlink::counters! {
         tcp_timed_out,
         /// RSTs sent to segments that belong to no connection.
         tcp_stray_resets,
+        /// Segments dropped that belong to no connection, and may belong to one that is to be
+        /// restored: the link may be handed over, and its flows are not to be reset.
+        tcp_strays_spared,
         /// Segments dropped: longer than a TCP can be shown (65515 bytes).
         tcp_too_long,
         /// Bytes that TCP handed to applications.

@@ -324,3 +324,27 @@ async fn groups_on_the_link() {
     assert!(peer.recv(Duration::from_millis(50)).unwrap().is_none(), "no answer to any of it");
     assert_eq!(victim.stack.levels().tcp_flows, 0);
 }
+
+/// What a link's owner declares about handing it over decides about segments that nobody knows.
+#[tokio::test]
+async fn strays_are_reset_unless_they_may_be_restored() {
+    for (save_restore, disconnect_ok, spared) in
+        [(false, false, false), (true, true, false), (true, false, true)]
+    {
+        let (ours, theirs) = socket_pair(false);
+        let options = common::options(BARE).save_restore(save_restore).disconnect_ok(disconnect_ok);
+        let link = adopt(vec![ours], &options).unwrap();
+        let (stack, driver) = fdlink_stack::Stack::new(StackConfig::new());
+        let address: Cidr = "10.0.0.2/24".parse().unwrap();
+        stack.create_nic(NicId(1), Box::new(link), &[address]).unwrap();
+        tokio::spawn(driver.run());
+        let peer = Peer::on_socket(theirs, 0);
+        peer.send(&packet::tcp(segment(at(V4[0], 5), 6, flag::ACK, 1, 1))).unwrap();
+        let count = || (stack.stats().tcp_stray_resets, stack.stats().tcp_strays_spared);
+        until("the stray", || count() != (0, 0)).await;
+        assert_eq!(count(), if spared { (0, 1) } else { (1, 0) });
+        let wait = if spared { Duration::from_millis(30) } else { PATIENCE };
+        let answer = tokio::task::spawn_blocking(move || peer.recv(wait).unwrap()).await.unwrap();
+        assert_eq!(answer.is_some_and(|reset| reset[33] & flag::RST != 0), !spared);
+    }
+}

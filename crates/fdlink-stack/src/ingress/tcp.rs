@@ -59,6 +59,8 @@ impl Core {
         };
         if is_syn {
             self.syn_arrived(now, key, path, bytes, view);
+        } else if !is_reset && self.nics[path.nic].shape.spares_strays {
+            self.stats.tcp_strays_spared.add(1);
         } else if !is_reset {
             self.stats.tcp_stray_resets.add(1);
             self.send_reset(&path, &tcp, view.end - view.transport);
