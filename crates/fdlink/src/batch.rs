@@ -147,6 +147,18 @@ pub struct RxMeta {
     pub timestamp: Option<SystemTime>,
 }
 
+impl RxMeta {
+    /// What is still to be done to the frame, for whoever sends it on: the other side finishes the
+    /// checksum and cuts a super-frame as this side would have.
+    pub fn left_to_do(&self) -> TxOffload {
+        let checksum = match self.checksum {
+            RxChecksum::Partial(field) => Some(field),
+            RxChecksum::Unverified | RxChecksum::Valid => None,
+        };
+        TxOffload { checksum, gso: self.gso }
+    }
+}
+
 /// Where in the queue's memory one received frame lies.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RxDescriptor {

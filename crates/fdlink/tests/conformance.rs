@@ -9,8 +9,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use common::{Kind, QUIET, Rig, closed, readable};
+use fdlink::batch::PacketType;
 use fdlink::offload::vnet::{ChecksumField, Gso, GsoKind, RxChecksum, TxOffload};
-use fdlink::{Closed, Fill, Mode, Sent, TxFrame};
+use fdlink::{Closed, Fill, Link, LinkOptions, Mode, Sent, TxFrame};
 use testkit::packet::{self, Tcp, flag};
 
 /// A check, and for which kinds it has a meaning.
@@ -22,12 +23,19 @@ struct Check {
 
 const ALL: fn(Kind) -> bool = |_| true;
 const SOCKETS: fn(Kind) -> bool = Kind::is_socket;
+/// A UDP socket drops what the far end has no room for, and has no longer messages than a frame.
+const UNIX: fn(Kind) -> bool = |kind| matches!(kind, Kind::Seqpacket | Kind::Datagram);
+const ETHERNET: fn(Kind) -> bool = |kind| kind.header() > 0;
 const INTERFACES: fn(Kind) -> bool = |kind| !kind.is_socket();
 
 const CHECKS: &[Check] = &[
     Check { name: "order and boundaries", applies: ALL, run: order_and_boundaries },
     Check { name: "shortest and MTU-sized frames", applies: ALL, run: shortest_and_longest },
     Check { name: "64 KiB frames", applies: SOCKETS, run: large_frames },
+    Check { name: "strange IP is not judged", applies: ALL, run: strange_ip },
+    Check { name: "everybody's addresses", applies: ETHERNET, run: everybodys_addresses },
+    Check { name: "runts", applies: |k| k != Kind::Tun, run: runts },
+    Check { name: "a burst beyond the buffers", applies: UNIX, run: burst },
     Check { name: "super-frames in", applies: INTERFACES, run: super_frames_in },
     Check { name: "super-frames out", applies: INTERFACES, run: super_frames_out },
     Check { name: "gathered lists", applies: ALL, run: gathered_lists },
@@ -35,21 +43,22 @@ const CHECKS: &[Check] = &[
     Check { name: "a refused frame drops alone", applies: ALL, run: a_refused_frame_drops_alone },
     Check { name: "batches given back, left, read", applies: ALL, run: batches_are_given_back },
     Check { name: "readable only with frames", applies: ALL, run: readable_only_with_frames },
-    Check { name: "would block, in order", applies: SOCKETS, run: would_block },
-    Check { name: "slots that would block", applies: SOCKETS, run: slots_that_would_block },
-    Check { name: "truncation is counted", applies: SOCKETS, run: truncation },
+    Check { name: "would block, in order", applies: UNIX, run: would_block },
+    Check { name: "slots that would block", applies: UNIX, run: slots_that_would_block },
+    Check { name: "truncation is counted", applies: UNIX, run: truncation },
     Check { name: "empty messages", applies: SOCKETS, run: empty_messages },
     Check { name: "peer closes", applies: |k| k == Kind::Seqpacket, run: peer_closes },
     Check { name: "peer is gone", applies: |k| k == Kind::Datagram, run: peer_is_gone },
+    Check { name: "peer's port is closed", applies: |k| k == Kind::Udp, run: port_is_closed },
     Check { name: "own host's frames", applies: |k| k == Kind::Packet, run: own_host },
-    Check { name: "link down and up", applies: |k| k == Kind::Packet, run: link_flaps },
+    Check { name: "link down and up", applies: INTERFACES, run: link_flaps },
     Check { name: "down, then removed", applies: INTERFACES, run: removed },
     Check { name: "kernel drops add up", applies: |k| k == Kind::Packet, run: kernel_drops },
 ];
 
 #[test]
 fn sockets() {
-    table(&[Kind::Seqpacket, Kind::Datagram]);
+    table(&[Kind::Seqpacket, Kind::Datagram, Kind::Udp]);
 }
 
 #[test]
@@ -128,13 +137,142 @@ fn shortest_and_longest(rig: &mut Rig) {
 }
 
 fn large_frames(rig: &mut Rig) {
-    for len in [16_384, 65_000, 65_535] {
+    // A UDP datagram over IPv4 holds 65,507 bytes.
+    let longest = if rig.kind == Kind::Udp { 65_507 } else { 65_535 };
+    for len in [16_384, 65_000, longest] {
         let frame = rig.kind.frame(len, 5);
         rig.peer.send(&frame).unwrap();
         assert_eq!(rig.recv(1), std::slice::from_ref(&frame));
         rig.tx.send(&[TxFrame::new(&[IoSlice::new(&frame)])]).unwrap();
         assert_eq!(rig.peer_recv(1), [frame]);
     }
+}
+
+/// What the frame of this kind around an IP packet is.
+fn around(kind: Kind, packet: &[u8], protocol: u16) -> Vec<u8> {
+    match kind.header() {
+        0 => packet.to_vec(),
+        _ => packet::ethernet([2, 0, 0, 0, 0, 9], [2, 0, 0, 0, 0, 8], protocol, packet),
+    }
+}
+
+fn strange_ip(rig: &mut Rig) {
+    let (from, to) = (std::net::Ipv4Addr::new(192, 0, 2, 1), std::net::Ipv4Addr::new(192, 0, 2, 2));
+    let good = packet::ipv4(from, to, 17, &[7; 60]);
+    let with = |changes: &[(usize, u8)]| {
+        let mut packet = good.clone();
+        changes.iter().for_each(|(at, value)| packet[*at] = *value);
+        packet
+    };
+    let (from, to) = ("2001:db8::1".parse().unwrap(), "2001:db8::2".parse().unwrap());
+    let v4 = [
+        with(&[(0, 0x40)]),                        // a header of no length
+        with(&[(0, 0x4f)]),                        // options to the end
+        with(&[(2, 0xff), (3, 0xff)]),             // longer than it is
+        with(&[(2, 0), (3, 0)]),                   // of no length
+        with(&[(6, 0x20)]),                        // the first of several fragments
+        with(&[(6, 0x1f), (7, 0xff)]),             // a fragment past the end
+        with(&[(9, 255), (10, 0xde), (11, 0xad)]), // no such protocol, and a wrong checksum
+    ];
+    let chain =
+        |protocol, header: &[u8]| packet::ipv6(from, to, protocol, &[header, &[0; 40]].concat());
+    let v6 = [
+        chain(0, &[0, 255]),                 // hop-by-hop options longer than the packet
+        chain(0, &[0, 0, 1, 4, 0, 0, 0, 0]), // hop-by-hop options twice
+        chain(43, &[44, 0, 0, 255]),         // routed, with segments that are not there
+        chain(44, &[6, 0, 0xff, 0xf9]),      // a fragment at the end of the world
+        chain(60, &[60, 0]),                 // destination options without end
+        chain(59, &[]),                      // no next header, and there it is
+    ];
+    let frames: Vec<_> = (v4.iter().map(|packet| around(rig.kind, packet, packet::ETH_IPV4)))
+        .chain(v6.iter().map(|packet| around(rig.kind, packet, packet::ETH_IPV6)))
+        .collect();
+    for group in frames.chunks(8) {
+        group.iter().for_each(|frame| rig.peer.send(frame).unwrap());
+        assert_eq!(rig.recv(group.len()), group);
+    }
+    assert_eq!(rig.stats.rx().malformed, 0);
+    // Outwards too: what a frame means is the other side's to judge.
+    for frame in &frames {
+        rig.tx.send(&[TxFrame::new(&[IoSlice::new(frame)])]).unwrap();
+        assert_eq!(rig.peer_recv(1), std::slice::from_ref(frame));
+    }
+}
+
+fn everybodys_addresses(rig: &mut Rig) {
+    let all = [0xff; 6];
+    let cases = [
+        ([2, 0x99, 0, 0, 0, 1], PacketType::OtherHost),
+        ([1, 0, 0x5e, 0, 0, 1], PacketType::Multicast),
+        ([0x33, 0x33, 0, 0, 0, 1], PacketType::Multicast),
+        (all, PacketType::Broadcast),
+        (testkit::interface::address(&rig.interface).unwrap(), PacketType::Host),
+    ];
+    for (destination, packet_type) in cases {
+        let source = [2, 0, 0, 0, 0, 8];
+        let frame = packet::ethernet(destination, source, packet::ETH_EXPERIMENT, &[1; 50]);
+        rig.peer.send(&frame).unwrap();
+        while rig.rx.fill().unwrap() == Fill::Empty {
+            assert!(readable(&*rig.rx, common::PATIENCE));
+        }
+        let arrived = rig.rx.batch().next().expect("the frame");
+        assert_eq!(arrived.bytes(), frame);
+        assert_eq!(arrived.destination().map(|mac| mac.0), Some(destination));
+        assert_eq!(arrived.source().map(|mac| mac.0), Some(source));
+        if rig.kind == Kind::Packet {
+            assert_eq!(arrived.meta().packet_type, packet_type, "{destination:x?}");
+        }
+    }
+}
+
+/// Frames of less than a link header, and of nothing but one.
+fn runts(rig: &mut Rig) {
+    if rig.kind.is_socket() {
+        let options = LinkOptions::new().mode(rig.mode).ethernet(true);
+        let (link, peer, _) = common::link(rig.kind, &options).unwrap();
+        let mut queues = Box::new(link).into_queues().unwrap();
+        let rx = queues[0].rx.as_mut().unwrap();
+        for len in [1, 13] {
+            peer.send(&vec![0xff; len]).unwrap();
+            while rx.fill().unwrap() == Fill::Empty {
+                assert!(readable(&**rx, common::PATIENCE));
+            }
+            let runt = rx.batch().next().expect("the runt");
+            assert_eq!((runt.bytes().len(), runt.packet().len()), (len, 0));
+            assert_eq!((runt.source(), runt.protocol()), (None, None));
+        }
+        return;
+    }
+    let header = packet::ethernet([2; 6], [4; 6], packet::ETH_EXPERIMENT, &[]);
+    // Some devices refuse it, and a good frame shows that nothing came of it.
+    let sent = rig.peer.send(&header).is_ok();
+    let good = rig.kind.frame(100, 1);
+    rig.peer.send(&good).unwrap();
+    let expected = if sent { vec![header, good] } else { vec![good] };
+    assert_eq!(rig.recv(expected.len()), expected);
+}
+
+/// More than the socket queues: the sender sees it, and everything that it could send arrives.
+fn burst(rig: &mut Rig) {
+    rustix::io::ioctl_fionbio(&rig.peer, true).unwrap();
+    let (mut sent, mut got, mut full) = (0_u32, 0_u32, 0);
+    while sent < 20_000 {
+        let frame = [&sent.to_ne_bytes()[..], &[0x45; 996]].concat();
+        match rig.peer.send(&frame) {
+            Ok(()) => sent += 1,
+            Err(error) => {
+                assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+                full += 1;
+                for frame in rig.recv((sent - got).try_into().unwrap()) {
+                    assert_eq!(frame[..4], got.to_ne_bytes());
+                    got += 1;
+                }
+            }
+        }
+    }
+    let rest = rig.recv((sent - got).try_into().unwrap());
+    assert_eq!(got + u32::try_from(rest.len()).unwrap(), sent);
+    assert!(full > 0, "everything fitted");
 }
 
 /// A super-frame of `segments` × 1400 bytes, what is left to do, and the same as a vnet header.
@@ -380,6 +518,19 @@ fn peer_is_gone(rig: &mut Rig) {
     rig.recv_nothing();
 }
 
+fn port_is_closed(rig: &mut Rig) {
+    hang_up(rig);
+    let good = rig.kind.frame(1000, 1);
+    let parts = [IoSlice::new(&good)];
+    // The answer to the first, an ICMP message, is told with the second; then it is forgotten.
+    for sent in [1, 0, 1, 0] {
+        let list = [TxFrame::new(&parts)];
+        assert_eq!(rig.tx.send(&list).unwrap(), Sent { taken: 1, sent });
+    }
+    assert_eq!(rig.stats.tx().peer_gone, 2);
+    rig.recv_nothing();
+}
+
 fn own_host(rig: &mut Rig) {
     let neighbour = testkit::Peer::on_interface(&rig.interface).unwrap();
     neighbour.send(&rig.kind.frame(100, 1)).unwrap();
@@ -396,13 +547,16 @@ fn link_flaps(rig: &mut Rig) {
     let list = [TxFrame::new(&parts)];
     assert_eq!(rig.tx.send(&list).unwrap(), Sent { taken: 1, sent: 0 });
     rig.recv_nothing();
-    assert_eq!((rig.stats.rx().link_down, rig.stats.tx().link_down), (1, 1));
+    // A device that is down says nothing to who reads it.
+    let told = u64::from(rig.kind == Kind::Packet);
+    assert_eq!((rig.stats.rx().link_down, rig.stats.tx().link_down), (told, 1));
     testkit::interface::up(&rig.interface).unwrap();
     // Either end swallows frames until its link watch has seen the carrier again.
     while common::recv(&mut *rig.rx, 1, QUIET).is_empty() {
-        rig.peer.send(&frame).unwrap();
+        // The peer's socket has been told of the same, once.
+        drop(rig.peer.send(&frame));
     }
-    while rig.peer.recv(QUIET).unwrap().is_none() {
+    while !matches!(rig.peer.recv(QUIET), Ok(Some(_))) {
         rig.tx.send(&list).unwrap();
     }
     assert_eq!(rig.stats.tx().link_down, 1);

@@ -123,6 +123,26 @@ pub fn set_address(name: &str, address: [u8; 6]) -> io::Result<()> {
     change(name, IFLA_ADDRESS, &address)
 }
 
+/// An interface's link address.
+///
+/// # Errors
+///
+/// Where there is none of that name, or it has no address of six bytes.
+pub fn address(name: &str) -> io::Result<[u8; 6]> {
+    let answer = ask(RTM_GETLINK, 0, &link_header(index(name)?, 0, 0))?;
+    // Attributes follow struct nlmsghdr and struct ifinfomsg, 16 bytes each.
+    let mut rest = answer.get(32..).unwrap_or(&[]);
+    while let Some(&[a, b, c, d]) = rest.first_chunk() {
+        let len = usize::from(u16::from_ne_bytes([a, b]));
+        if u16::from_ne_bytes([c, d]) == IFLA_ADDRESS {
+            let value = rest.get(4..len).and_then(|value| value.try_into().ok());
+            return value.ok_or_else(|| io::ErrorKind::InvalidData.into());
+        }
+        rest = rest.get(len.max(4).next_multiple_of(4)..).unwrap_or(&[]);
+    }
+    Err(io::ErrorKind::NotFound.into())
+}
+
 /// Gives an interface an IP address, at once usable.
 ///
 /// # Errors

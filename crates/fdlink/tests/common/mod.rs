@@ -1,6 +1,8 @@
 //! A link under test, its far end, and the few verbs that the tests share.
-#![expect(dead_code, reason = "each test binary uses its own part of this")]
+#![allow(dead_code, reason = "each test binary uses its own part of this; one uses all of it")]
+#![allow(clippy::allow_attributes, reason = "so there is nothing to expect in every one of them")]
 
+use std::net::UdpSocket;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -24,6 +26,7 @@ pub(crate) const QUIET: Duration = Duration::from_millis(30);
 pub(crate) enum Kind {
     Seqpacket,
     Datagram,
+    Udp,
     Packet,
     Tap,
     Tun,
@@ -34,6 +37,7 @@ impl Kind {
         match self {
             Self::Seqpacket => "seqpacket",
             Self::Datagram => "datagram",
+            Self::Udp => "udp",
             Self::Packet => "packet",
             Self::Tap => "tap",
             Self::Tun => "tun",
@@ -41,13 +45,13 @@ impl Kind {
     }
 
     pub(crate) fn is_socket(self) -> bool {
-        matches!(self, Self::Seqpacket | Self::Datagram)
+        matches!(self, Self::Seqpacket | Self::Datagram | Self::Udp)
     }
 
     pub(crate) fn modes(self) -> &'static [Mode] {
         match self {
             Self::Packet => &[Mode::Readv, Mode::RecvMmsg, Mode::PacketMmap],
-            Self::Seqpacket | Self::Datagram => &[Mode::Readv, Mode::RecvMmsg],
+            Self::Seqpacket | Self::Datagram | Self::Udp => &[Mode::Readv, Mode::RecvMmsg],
             Self::Tap | Self::Tun => &[Mode::Readv],
         }
     }
@@ -55,7 +59,7 @@ impl Kind {
     /// The shortest frame that this kind lets through, with some payload.
     pub(crate) fn shortest(self) -> usize {
         match self {
-            Self::Seqpacket | Self::Datagram => 1,
+            Self::Seqpacket | Self::Datagram | Self::Udp => 1,
             Self::Packet | Self::Tap => 15,
             Self::Tun => 21,
         }
@@ -72,7 +76,7 @@ impl Kind {
             Self::Packet | Self::Tap => packet::pattern_frame(len, seed),
             Self::Tun => packet::pattern_packet(len, seed),
             // Boundaries are all that matters to a socket.
-            Self::Seqpacket | Self::Datagram => {
+            Self::Seqpacket | Self::Datagram | Self::Udp => {
                 (0..len).map(|i| seed.wrapping_add((i % 251).try_into().unwrap())).collect()
             }
         }
@@ -130,6 +134,10 @@ pub(crate) fn link(
             let (ours, far) = if kind == Kind::Seqpacket { seqpackets() } else { datagrams() };
             Ok((adopt(vec![ours], options)?, Peer::on_socket(far, 0), String::new()))
         }
+        Kind::Udp => {
+            let (ours, far) = udp_sockets();
+            Ok((adopt(vec![ours], options)?, Peer::on_socket(far, 0), String::new()))
+        }
         Kind::Packet => {
             let far = format!("far{serial}");
             interface::veth(&name, &far, 1500).unwrap();
@@ -151,6 +159,14 @@ pub(crate) fn seqpackets() -> (OwnedFd, OwnedFd) {
 
 pub(crate) fn datagrams() -> (OwnedFd, OwnedFd) {
     let (a, b) = UnixDatagram::pair().unwrap();
+    (a.into(), b.into())
+}
+
+/// Two UDP sockets, connected to each other.
+pub(crate) fn udp_sockets() -> (OwnedFd, OwnedFd) {
+    let [a, b] = [(); 2].map(|()| UdpSocket::bind("127.0.0.1:0").unwrap());
+    a.connect(b.local_addr().unwrap()).unwrap();
+    b.connect(a.local_addr().unwrap()).unwrap();
     (a.into(), b.into())
 }
 
