@@ -8,11 +8,11 @@ use std::io::IoSlice;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
-use common::{Kind, QUIET, Rig, closed, readable};
+use common::{Kind, QUIET, Rig, closed, readable, super_frame};
 use fdlink::batch::PacketType;
-use fdlink::offload::vnet::{ChecksumField, Gso, GsoKind, RxChecksum, TxOffload};
+use fdlink::offload::vnet::{GsoKind, RxChecksum, TxOffload};
 use fdlink::{Closed, Fill, Link, LinkOptions, Mode, Sent, TxFrame};
-use testkit::packet::{self, Tcp, flag};
+use testkit::packet;
 
 /// A check, and for which kinds it has a meaning.
 struct Check {
@@ -275,41 +275,9 @@ fn burst(rig: &mut Rig) {
     assert!(full > 0, "everything fitted");
 }
 
-/// A super-frame of `segments` × 1400 bytes, what is left to do, and the same as a vnet header.
-fn super_frame(kind: Kind, segments: usize) -> (Vec<u8>, TxOffload, [u8; 10]) {
-    let payload = kind.frame(1400 * segments, 3);
-    let (source, destination) = ("192.0.2.1:5".parse().unwrap(), "192.0.2.2:6".parse().unwrap());
-    let (seq, ack, window) = (1, 1, 1000);
-    let mut packet = packet::tcp(Tcp {
-        source,
-        destination,
-        seq,
-        ack,
-        window,
-        flags: flag::ACK,
-        options: &[],
-        payload: &payload,
-    });
-    let len = packet.len() - 20;
-    let sum = packet::pseudo_header_sum(source.ip(), destination.ip(), 6, len);
-    packet[36..38].copy_from_slice(&sum.to_be_bytes());
-    if kind.header() > 0 {
-        packet = packet::ethernet_ip([2, 0, 0, 0, 0, 9], [2, 0, 0, 0, 0, 8], &packet);
-    }
-    let start = u16::try_from(kind.header() + 20).unwrap();
-    let gso = Gso { kind: GsoKind::TcpV4, size: 1400, header_len: start + 20, ecn: false };
-    let checksum = ChecksumField { start, offset: 16 };
-    let mut vnet = vec![1, 1]; // NEEDS_CSUM, TCPV4
-    for field in [gso.header_len, gso.size, checksum.start, checksum.offset] {
-        vnet.extend(field.to_ne_bytes());
-    }
-    let offload = TxOffload { checksum: Some(checksum), gso: Some(gso) };
-    (packet, offload, vnet.try_into().unwrap())
-}
-
 fn super_frames_in(rig: &mut Rig) {
     for segments in [2, 45] {
-        let (frame, offload, vnet) = super_frame(rig.kind, segments);
+        let (frame, offload, vnet) = super_frame(rig.kind, GsoKind::TcpV4, segments);
         rig.peer.send_with(&vnet, &frame).unwrap();
         while rig.rx.fill().unwrap() == Fill::Empty {
             assert!(readable(&*rig.rx, common::PATIENCE));
@@ -324,7 +292,7 @@ fn super_frames_in(rig: &mut Rig) {
 }
 
 fn super_frames_out(rig: &mut Rig) {
-    let (frame, offload, _) = super_frame(rig.kind, 44);
+    let (frame, offload, _) = super_frame(rig.kind, GsoKind::TcpV4, 44);
     let (head, tail) = frame.split_at(60);
     let parts = [IoSlice::new(head), IoSlice::new(tail)];
     rig.tx.send(&[TxFrame::new(&parts).with_offload(offload)]).unwrap();

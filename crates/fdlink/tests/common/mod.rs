@@ -2,18 +2,20 @@
 #![allow(dead_code, reason = "each test binary uses its own part of this; one uses all of it")]
 #![allow(clippy::allow_attributes, reason = "so there is nothing to expect in every one of them")]
 
-use std::net::UdpSocket;
+use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use fdlink::link::{adopt, open_packet, open_tap, open_tun};
+use fdlink::offload::vnet::{ChecksumField, Gso, GsoKind, TxOffload};
 use fdlink::stats::LinkStats;
 use fdlink::{
     FdLink, Fill, Link, LinkOptions, LinkProperties, Mode, QueuePair, Receive, SetupError, Transmit,
 };
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use testkit::packet::Tcp;
 use testkit::{Peer, interface, packet};
 
 /// Long enough for a busy machine, short enough for a test that fails.
@@ -132,11 +134,11 @@ pub(crate) fn link(
     match kind {
         Kind::Seqpacket | Kind::Datagram => {
             let (ours, far) = if kind == Kind::Seqpacket { seqpackets() } else { datagrams() };
-            Ok((adopt(vec![ours], options)?, Peer::on_socket(far, 0), String::new()))
+            socket_link(ours, far, options)
         }
         Kind::Udp => {
             let (ours, far) = udp_sockets();
-            Ok((adopt(vec![ours], options)?, Peer::on_socket(far, 0), String::new()))
+            socket_link(ours, far, options)
         }
         Kind::Packet => {
             let far = format!("far{serial}");
@@ -151,6 +153,17 @@ pub(crate) fn link(
             Ok((link, Peer::on_interface(&name).unwrap(), name))
         }
     }
+}
+
+/// A link on a socket; its far end has the vnet header that was declared.
+fn socket_link(
+    ours: OwnedFd,
+    far: OwnedFd,
+    options: &LinkOptions,
+) -> Result<(FdLink, Peer, String), SetupError> {
+    let link = adopt(vec![ours], options)?;
+    let vnet_header = link.report().descriptors[0].vnet_header_len;
+    Ok((link, Peer::on_socket(far, vnet_header), String::new()))
 }
 
 pub(crate) fn seqpackets() -> (OwnedFd, OwnedFd) {
@@ -208,4 +221,57 @@ pub(crate) fn readable(rx: &dyn Receive, time: Duration) -> bool {
     let nanos = time.subsec_nanos().into();
     let time = Timespec { tv_sec: i64::try_from(time.as_secs()).unwrap(), tv_nsec: nanos };
     poll(&mut fds, Some(&time)).unwrap() > 0
+}
+
+/// Payload bytes of each segment of a [`super_frame`].
+pub(crate) const SEGMENT: u16 = 1400;
+
+/// A super-frame of that many segments, what is left to do, and the same as a vnet header.
+pub(crate) fn super_frame(
+    kind: Kind,
+    gso: GsoKind,
+    segments: usize,
+) -> (Vec<u8>, TxOffload, [u8; 10]) {
+    let payload = kind.frame(usize::from(SEGMENT) * segments, 3);
+    let v6 = gso == GsoKind::TcpV6;
+    let [source, destination]: [SocketAddr; 2] = match v6 {
+        false => ["192.0.2.1:5", "192.0.2.2:6"],
+        true => ["[2001:db8::1]:5", "[2001:db8::2]:6"],
+    }
+    .map(|text| text.parse().unwrap());
+    let udp = gso == GsoKind::UdpSegments;
+    let (seq, ack, window, flags) = (1, 1, 1000, packet::flag::ACK);
+    let tcp = Tcp { source, destination, seq, ack, window, flags, options: &[], payload: &payload };
+    let mut packet =
+        if udp { packet::udp(source, destination, &payload) } else { packet::tcp(tcp) };
+    let (ip, transport, offset, protocol) = (
+        if v6 { 40 } else { 20 },
+        if udp { 8 } else { 20 },
+        if udp { 6 } else { 16 },
+        if udp { 17 } else { 6 },
+    );
+    let len = packet.len() - ip;
+    let sum = packet::pseudo_header_sum(source.ip(), destination.ip(), protocol, len);
+    packet[ip + offset..ip + offset + 2].copy_from_slice(&sum.to_be_bytes());
+    if kind.header() > 0 {
+        packet = packet::ethernet_ip([2, 0, 0, 0, 0, 9], [2, 0, 0, 0, 0, 8], &packet);
+    }
+    let narrow = |value: usize| u16::try_from(value).unwrap();
+    let start = narrow(kind.header() + ip);
+    let header_len = start + narrow(transport);
+    let checksum = ChecksumField { start, offset: narrow(offset) };
+    // NEEDS_CSUM, and VIRTIO_NET_HDR_GSO_* of linux/virtio_net.h.
+    let number = match gso {
+        GsoKind::TcpV4 => 1,
+        GsoKind::UdpFragments => 3,
+        GsoKind::TcpV6 => 4,
+        GsoKind::UdpSegments => 5,
+    };
+    let mut vnet = vec![1, number];
+    for field in [header_len, SEGMENT, checksum.start, checksum.offset] {
+        vnet.extend(field.to_ne_bytes());
+    }
+    let gso = Gso { kind: gso, size: SEGMENT, header_len, ecn: false };
+    let offload = TxOffload { checksum: Some(checksum), gso: Some(gso) };
+    (packet, offload, vnet.try_into().unwrap())
 }
