@@ -94,12 +94,14 @@ pub struct LinkProperties {
     pub rx_queue_bytes: usize,
 }
 
-/// What may be left to the other side, and what the owner declared.
+/// What may be left to the other side, and what the owner declared. Each has somebody who acts on it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Capabilities {
-    /// Outgoing checksums may be left to the other side.
+    /// Outgoing checksums may be left to the other side: by whoever sends, in
+    /// [`TxOffload::checksum`](crate::offload::vnet::TxOffload).
     pub tx_checksum: bool,
-    /// Incoming frames that carry no checksum state are to be trusted.
+    /// Incoming frames that carry no checksum state are to be trusted: `fdlink-stack` does not
+    /// verify them then.
     pub rx_checksum: bool,
     /// Super-frames of TCP over IPv4 may be sent.
     pub tso4: bool,
@@ -107,10 +109,13 @@ pub struct Capabilities {
     pub tso6: bool,
     /// Super-frames of UDP may be sent.
     pub uso: bool,
-    /// Frames carry link addresses, so neighbours must be resolved.
+    /// Frames carry link addresses, so neighbours must be resolved: by whoever makes
+    /// [`TxPacket`](crate::TxPacket)s; `fdlink-stack` does by ARP and neighbour discovery.
     pub resolution_required: bool,
-    /// `hand_over` is allowed.
+    /// The descriptors may be handed over to another process:
+    /// [`Endpoint::hand_over`](crate::Endpoint::hand_over) gives them only then.
     pub save_restore: bool,
-    /// A stack that was taken over may reset its flows.
+    /// A stack that was taken over may reset its flows. Where the descriptors may be handed over
+    /// and this was not declared, `fdlink-stack` sends no RST to a connection that it does not know.
     pub disconnect_ok: bool,
 }
