@@ -1,6 +1,8 @@
 //! A link under test, its far end, and the few verbs that the tests share.
 #![expect(dead_code, reason = "each test binary uses its own part of this")]
 
+pub(crate) mod traffic;
+
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 use std::sync::atomic::{AtomicU32, Ordering};
