@@ -101,6 +101,11 @@ pub trait Transmit: Send {
     /// on; where the descriptor is full, the list is cut short ([`Sent::taken`]). Committed slots
     /// leave first.
     ///
+    /// What the descriptor or the kernel cannot do is done in software: a checksum is completed
+    /// where there is no vnet header to leave it by, and a super-frame is cut there, and where the
+    /// kernel refuses it. One that is cut may leave in part before the descriptor is full. Then it
+    /// was taken, and the rest of it is [`queued`](Self::queued) and leaves before anything else.
+    ///
     /// # Errors
     ///
     /// Only what ends the descriptor for good.
@@ -118,7 +123,8 @@ pub trait Transmit: Send {
     /// As [`send`](Self::send).
     fn flush(&mut self) -> io::Result<Sent>;
 
-    /// Committed frames that have not left yet.
+    /// Committed frames that have not left yet, and a super-frame whose last segments have not:
+    /// whoever finds some after [`send`](Self::send), too, waits and flushes.
     fn queued(&self) -> usize;
 
     /// What to wait for when the descriptor is full.
@@ -131,7 +137,7 @@ pub trait Transmit: Send {
 pub struct Sent {
     /// Frames dealt with, from the front of the list.
     pub taken: usize,
-    /// Frames that left.
+    /// Frames that left; a super-frame that left in part, its rest queued, is one of them.
     pub sent: usize,
 }
 

@@ -81,7 +81,7 @@ counters! {
 counters! {
     /// What went out through one queue.
     TxCounters, TxStats {
-        /// Frames sent.
+        /// Frames sent; of a super-frame that was cut in software, each segment.
         frames,
         /// Their bytes, link headers included, vnet headers not.
         bytes,
@@ -99,7 +99,8 @@ counters! {
         no_buffers,
         /// Dropped: longer than the link takes (EMSGSIZE, or our own check).
         too_long,
-        /// Dropped: refused by the kernel as invalid (EINVAL).
+        /// Dropped: refused by the kernel as invalid (EINVAL), or impossible by our own check: no
+        /// bytes, a checksum past the end, a super-frame that cannot be cut where it has to be.
         invalid,
         /// Dropped: the link was down (ENETDOWN, or EIO on a TUN).
         link_down,
@@ -109,7 +110,8 @@ counters! {
         short_write,
         /// Dropped: any other errno.
         other_errors,
-        /// Super-frames that the kernel refused and that were cut in software.
+        /// Super-frames that were cut in software: the kernel refused them, or the link has no vnet
+        /// header, or they came without a checksum to be filled in.
         segmented,
     }
 }

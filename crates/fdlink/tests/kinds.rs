@@ -141,14 +141,13 @@ fn headers_in_band_carry_offloads_over_any_socket() {
     }
 }
 
-/// The vnet header of a frame that is not there at all may not be sent either.
 #[test]
-fn an_offload_without_a_header_is_refused_and_counted() {
+fn a_checksum_past_the_end_of_its_frame_is_refused_and_counted() {
     let (ours, far) = seqpackets();
     let link = adopt(vec![ours], &LinkOptions::new()).unwrap();
     let stats = link.stats();
     let mut tx = Box::new(link).into_queues().unwrap().pop().unwrap().tx;
-    let offload = TxOffload { checksum: Some(ChecksumField::default()), gso: None };
+    let offload = TxOffload { checksum: Some(ChecksumField { start: 4, offset: 0 }), gso: None };
     let parts = [IoSlice::new(b"frame")];
     let plain = TxFrame::new(&parts);
     let sent = tx.send(&[plain, plain.with_offload(offload), plain]).unwrap();

@@ -44,3 +44,21 @@ pub fn has_tun(test: &str) -> bool {
 pub fn clear_tun_offloads(fd: std::os::fd::BorrowedFd<'_>) -> std::io::Result<()> {
     sys::tun::clear_offloads(fd)
 }
+
+/// Gives a TUN or TAP descriptor with a vnet header one of another length.
+///
+/// # Errors
+///
+/// Where the descriptor is no such device, or the length is below 10.
+pub fn set_tun_vnet_header(fd: std::os::fd::BorrowedFd<'_>, len: i32) -> std::io::Result<()> {
+    sys::tun::set_vnet_header_len(fd, len)
+}
+
+/// Gives an AF_PACKET socket a vnet header of that length (10, 12, or 0 for none). Linux 6.4.
+///
+/// # Errors
+///
+/// Where the descriptor is no such socket, or the length is another.
+pub fn set_packet_vnet_header(fd: &std::os::fd::OwnedFd, len: i32) -> std::io::Result<()> {
+    sys::packet::set_vnet_header_len(fd, len)
+}

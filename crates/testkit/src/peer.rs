@@ -5,13 +5,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags};
-use rustix::net::{RecvFlags, SendFlags};
+use rustix::net::SendFlags;
 
 /// Bytes of the vnet header that a [`Peer`] on an interface puts before each frame.
 const VNET: usize = 10;
 
-/// Sends and receives by script: on a socket, or on an interface (the other end of a veth pair, or
-/// the kernel's side of a TUN or TAP device).
+/// Sends and receives by script: on a socket, on an interface (the other end of a veth pair, or the
+/// kernel's side of a TUN or TAP device), or on the descriptor of a TUN or TAP device.
 #[derive(Debug)]
 pub struct Peer {
     fd: OwnedFd,
@@ -29,7 +29,8 @@ impl Peer {
         Ok(Self { fd, vnet_header: VNET })
     }
 
-    /// On a socket, whose messages start with `vnet_header` bytes of vnet header.
+    /// On a socket, whose messages start with `vnet_header` bytes of vnet header. A TUN or TAP
+    /// device will do for receiving.
     pub fn on_socket(fd: OwnedFd, vnet_header: usize) -> Self {
         Self { fd, vnet_header }
     }
@@ -75,7 +76,7 @@ impl Peer {
             return Ok(None);
         }
         let mut message = vec![0; 1 << 17];
-        let (len, _) = rustix::net::recv(&self.fd, &mut message, RecvFlags::empty())?;
+        let len = rustix::io::read(&self.fd, &mut message)?;
         message.truncate(len);
         let frame = message.split_off(self.vnet_header.min(len));
         Ok(Some((message, frame)))

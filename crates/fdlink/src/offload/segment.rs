@@ -175,12 +175,17 @@ impl<'a> SuperFrame<'a> {
 
     /// The segments, in order; at least one.
     pub fn segments(&self, checksum: SegmentChecksum) -> Segments<'a> {
-        Segments {
-            frame: *self,
-            checksum,
-            next: 0,
-            count: self.payload.len().div_ceil(self.size).max(1),
-        }
+        self.runs(1, checksum)
+    }
+
+    /// Smaller super-frames in place of this one, in order and at least one: each has the headers
+    /// of its first segment and the payload of up to `segments` (0 counts as 1). For another side
+    /// that takes a bounded number at a time, as Linux takes 128 of UDP.
+    pub fn runs(&self, segments: usize, checksum: SegmentChecksum) -> Segments<'a> {
+        let run = segments.max(1);
+        let step = self.size.saturating_mul(run);
+        let count = self.payload.len().div_ceil(step).max(1);
+        Segments { frame: *self, checksum, run, next: 0, count }
     }
 
     /// The IP header's length field for a segment with that much payload.
@@ -225,11 +230,13 @@ fn transport_header_len(transport: Transport, bytes: &[u8]) -> Result<usize, Seg
     }
 }
 
-/// The segments of a [`SuperFrame`], in order.
+/// The segments of a [`SuperFrame`], or [runs](SuperFrame::runs) of them, in order.
 #[derive(Clone, Debug)]
 pub struct Segments<'a> {
     frame: SuperFrame<'a>,
     checksum: SegmentChecksum,
+    /// How many segments are handed out as one.
+    run: usize,
     next: usize,
     count: usize,
 }
@@ -238,13 +245,14 @@ impl<'a> Iterator for Segments<'a> {
     type Item = Segment<'a>;
 
     fn next(&mut self) -> Option<Segment<'a>> {
-        if self.next == self.count {
+        if self.next >= self.count {
             return None;
         }
-        let index = self.next;
+        let index = self.next * self.run;
         self.next += 1;
         let offset = index * self.frame.size;
-        let end = self.frame.payload.len().min(offset + self.frame.size);
+        let len = self.frame.size.saturating_mul(self.run);
+        let end = self.frame.payload.len().min(offset.saturating_add(len));
         Some(Segment {
             frame: self.frame,
             checksum: self.checksum,
@@ -252,6 +260,12 @@ impl<'a> Iterator for Segments<'a> {
             offset,
             payload: &self.frame.payload[offset..end],
         })
+    }
+
+    // Whoever sends a part and later the rest starts in the middle.
+    fn nth(&mut self, n: usize) -> Option<Segment<'a>> {
+        self.next = self.next.saturating_add(n).min(self.count);
+        self.next()
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
@@ -276,6 +290,11 @@ impl<'a> Segment<'a> {
     /// Its payload, where it is in the super-frame.
     pub fn payload(&self) -> &'a [u8] {
         self.payload
+    }
+
+    /// Whether nothing is left to the other side.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.checksum == SegmentChecksum::Complete
     }
 
     /// Length of its headers and payload, link header included.

@@ -39,6 +39,10 @@ const VIRTIO_NET_HDR_GSO_ECN: u8 = 0x80;
 
 /// Length of every transport checksum field, in bytes.
 const CHECKSUM_LEN: usize = 2;
+/// Where TCP (RFC 9293) and UDP (RFC 768) have theirs in their headers.
+const TCP_CHECKSUM: u16 = 16;
+const UDP_CHECKSUM: u16 = 6;
+const UDP_HEADER_LEN: usize = 8;
 
 /// What is known of a received frame's transport checksum.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -138,6 +142,36 @@ pub struct TxOffload {
 }
 
 impl TxOffload {
+    /// Length of all headers of a frame of `frame_len` bytes, link header included: what
+    /// `hdr_len` of its vnet header is to say. Read from the frame, where `byte` gives the byte at
+    /// an offset (`None` where it cannot): the transport header starts where the checksum does,
+    /// and TCP's says how long it is.
+    ///
+    /// Where that is no help, it is [`Gso::header_len`]; then the end of the checksum field, the
+    /// least that a kernel takes; and 0, for "nobody said", where nothing is left to do or 16 bits
+    /// do not hold it.
+    pub fn header_len(self, frame_len: usize, byte: impl Fn(usize) -> Option<u8>) -> u16 {
+        let hint = self.gso.map_or(0, |gso| gso.header_len);
+        let Some(field) = self.checksum else { return hint };
+        let start = usize::from(field.start);
+        let transport = match self.gso {
+            Some(gso) if gso.kind.is_tcp() => tcp_header_len(start, byte),
+            Some(_) => Some(UDP_HEADER_LEN),
+            None if field.offset == TCP_CHECKSUM => tcp_header_len(start, byte),
+            None if field.offset == UDP_CHECKSUM => Some(UDP_HEADER_LEN),
+            None => None,
+        };
+        let read = transport.map(|len| start + len).filter(|len| *len <= frame_len);
+        let known = read.and_then(|len| u16::try_from(len).ok()).filter(|len| *len > 0);
+        let hint = Some(hint).filter(|len| *len > 0);
+        known.or(hint).or_else(|| u16::try_from(field.range().end).ok()).unwrap_or(0)
+    }
+
+    /// The same with the headers' length known to be that, where it is to be cut at all.
+    pub fn with_header_len(self, header_len: u16) -> Self {
+        Self { gso: self.gso.map(|gso| Gso { header_len, ..gso }), ..self }
+    }
+
     /// The same for a frame of that length, without a segmentation that has nothing to cut: the
     /// kernel drops a frame that asks for GSO and whose payload is no more than one segment
     /// (`tcp_gso_segment`: EINVAL). Where the length of the headers is not known, nothing changes.
@@ -148,6 +182,13 @@ impl TxOffload {
         };
         Self { gso: self.gso.filter(cuts), ..self }
     }
+}
+
+/// The length that a TCP header at `start` says it has; `None` for less than the least.
+fn tcp_header_len(start: usize, byte: impl Fn(usize) -> Option<u8>) -> Option<usize> {
+    // Its data offset, in words of 4 bytes (RFC 9293, section 3.1).
+    let words = byte(start + 12)? >> 4;
+    (words >= 5).then_some(usize::from(words) * 4)
 }
 
 /// A virtio-net header as it stands before a frame: its six fields in host byte order, not checked.
@@ -184,6 +225,11 @@ impl VnetHeader {
             csum_start: u16::from_ne_bytes([e, f]),
             csum_offset: u16::from_ne_bytes([g, h]),
         })
+    }
+
+    /// Whether it says that the frame is to be cut.
+    pub fn is_super_frame(&self) -> bool {
+        self.gso_type != VIRTIO_NET_HDR_GSO_NONE
     }
 
     /// The header's bytes.
@@ -290,121 +336,4 @@ pub enum Malformed {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const FIELD: ChecksumField = ChecksumField { start: 34, offset: 16 };
-    const GSO: Gso = Gso { kind: GsoKind::TcpV4, size: 1448, header_len: 66, ecn: false };
-
-    #[test]
-    fn a_frame_with_nothing_left_to_do_has_a_zero_header() {
-        let mut out = [0xff; VnetHeader::LEN_MRG];
-        VnetHeader::for_tx(TxOffload::default(), 54).write(&mut out);
-        assert_eq!(out, [0; 12]);
-    }
-
-    #[test]
-    fn the_header_is_written_as_the_kernel_lays_it_out() {
-        let offload = TxOffload { checksum: Some(FIELD), gso: Some(Gso { ecn: true, ..GSO }) };
-        let mut out = [0xff; VnetHeader::LEN_MRG];
-        VnetHeader::for_tx(offload, 0).write(&mut out);
-        let mut expected = vec![VIRTIO_NET_HDR_F_NEEDS_CSUM, 0x81];
-        for field in [66_u16, 1448, 34, 16, 0] {
-            expected.extend(field.to_ne_bytes());
-        }
-        assert_eq!(out.to_vec(), expected);
-    }
-
-    #[test]
-    fn udp_has_no_ecn_bit() {
-        // Linux 6.18 refuses it on AF_PACKET with EINVAL.
-        let gso = Gso { kind: GsoKind::UdpSegments, ecn: true, ..GSO };
-        let offload = TxOffload { checksum: Some(FIELD), gso: Some(gso) };
-        assert_eq!(VnetHeader::for_tx(offload, 0).gso_type, VIRTIO_NET_HDR_GSO_UDP_L4);
-    }
-
-    #[test]
-    fn only_a_slice_of_the_long_header_gets_the_count_of_buffers() {
-        for len in [0, 1, 9, 10, 11, 13] {
-            let mut out = vec![0xff; len];
-            VnetHeader::default().write(&mut out);
-            let written = len.min(VnetHeader::LEN);
-            assert!(out[..written].iter().all(|byte| *byte == 0), "{len}");
-            assert!(out[written..].iter().all(|byte| *byte == 0xff), "{len}");
-        }
-    }
-
-    #[test]
-    fn a_short_header_is_none() {
-        for len in 0..VnetHeader::LEN {
-            assert_eq!(VnetHeader::parse(&vec![0; len]), None);
-        }
-        assert_eq!(VnetHeader::parse(&[0; 10]), Some(VnetHeader::default()));
-    }
-
-    #[test]
-    fn header_length_comes_from_gso_first() {
-        let checksum = Some(FIELD);
-        let cases = [
-            (TxOffload { checksum, gso: Some(GSO) }, 66),
-            (TxOffload { checksum, gso: Some(Gso { header_len: 0, ..GSO }) }, 54),
-            (TxOffload { checksum, gso: None }, 54),
-            (TxOffload::default(), 0),
-        ];
-        for (offload, expected) in cases {
-            assert_eq!(VnetHeader::for_tx(offload, 54).hdr_len, expected, "{offload:?}");
-        }
-    }
-
-    #[test]
-    fn checksum_states() {
-        let header = VnetHeader { csum_start: 34, csum_offset: 16, ..VnetHeader::default() };
-        let cases = [
-            (0, 0, Ok(RxChecksum::Unverified)),
-            (VIRTIO_NET_HDR_F_DATA_VALID, 0, Ok(RxChecksum::Valid)),
-            (VIRTIO_NET_HDR_F_NEEDS_CSUM, 52, Ok(RxChecksum::Partial(FIELD))),
-            (VIRTIO_NET_HDR_F_NEEDS_CSUM, 51, Err(Malformed::ChecksumPastEnd)),
-            // Partial wins: the field does not hold a checksum.
-            (0xff, 52, Ok(RxChecksum::Partial(FIELD))),
-        ];
-        for (flags, len, expected) in cases {
-            assert_eq!(VnetHeader { flags, ..header }.checksum(len), expected, "{flags} {len}");
-        }
-        let far = VnetHeader { flags: 1, csum_start: u16::MAX, csum_offset: u16::MAX, ..header };
-        assert_eq!(far.checksum(131_071), Err(Malformed::ChecksumPastEnd));
-        assert!(far.checksum(131_072).is_ok());
-    }
-
-    #[test]
-    fn gso_types() {
-        let header = VnetHeader { hdr_len: 66, gso_size: 1448, ..VnetHeader::default() };
-        let cases = [
-            (0, Ok(None)),
-            (1, Ok(Some(GSO))),
-            (0x81, Ok(Some(Gso { ecn: true, ..GSO }))),
-            (2, Err(Malformed::UnknownGsoType(2))),
-            (3, Ok(Some(Gso { kind: GsoKind::UdpFragments, ..GSO }))),
-            (4, Ok(Some(Gso { kind: GsoKind::TcpV6, ..GSO }))),
-            (5, Ok(Some(Gso { kind: GsoKind::UdpSegments, ..GSO }))),
-            (0x85, Err(Malformed::UnknownGsoType(0x85))),
-            (0x80, Err(Malformed::UnknownGsoType(0x80))),
-            (0x21, Err(Malformed::UnknownGsoType(0x21))),
-        ];
-        for (gso_type, expected) in cases {
-            assert_eq!(VnetHeader { gso_type, ..header }.gso(66), expected, "{gso_type:#x}");
-        }
-        let tcp = VnetHeader { gso_type: 1, ..header };
-        assert_eq!(tcp.gso(65), Err(Malformed::HeaderPastEnd));
-        assert_eq!(VnetHeader { gso_size: 0, ..tcp }.gso(66), Err(Malformed::NoGsoSize));
-    }
-
-    #[test]
-    fn a_frame_of_one_segment_is_not_cut() {
-        let offload = TxOffload { checksum: Some(FIELD), gso: Some(GSO) };
-        assert_eq!(offload.for_frame_len(66 + 1448).gso, None);
-        assert_eq!(offload.for_frame_len(66 + 1448).checksum, Some(FIELD));
-        assert_eq!(offload.for_frame_len(66 + 1449), offload);
-        let unknown = TxOffload { gso: Some(Gso { header_len: 0, ..GSO }), ..offload };
-        assert_eq!(unknown.for_frame_len(60), unknown);
-    }
-}
+mod tests;

@@ -23,6 +23,11 @@ pub(crate) fn open(index: u32) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
+/// PACKET_VNET_HDR_SZ.
+pub(crate) fn set_vnet_header_len(fd: &OwnedFd, len: libc::c_int) -> io::Result<()> {
+    set_option(fd, libc::SOL_PACKET, libc::PACKET_VNET_HDR_SZ, len)
+}
+
 fn bind(fd: &OwnedFd, index: u32) -> io::Result<()> {
     let name = libc::sockaddr_ll {
         sll_family: 17,              // AF_PACKET, in the type of this field

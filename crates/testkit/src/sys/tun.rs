@@ -13,3 +13,10 @@ pub(crate) fn clear_offloads(fd: BorrowedFd<'_>) -> io::Result<()> {
     let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETOFFLOAD, none) };
     if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
+
+/// TUNSETVNETHDRSZ.
+pub(crate) fn set_vnet_header_len(fd: BorrowedFd<'_>, len: libc::c_int) -> io::Result<()> {
+    // SAFETY: TUNSETVNETHDRSZ reads one int from the pointer.
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const len) };
+    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}

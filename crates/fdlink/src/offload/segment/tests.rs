@@ -199,3 +199,34 @@ fn what_cannot_be_cut() {
     let no_size = SuperFrame::parse(&tcp4, 14, gso(TcpV4, 0)).unwrap_err();
     assert_eq!(no_size, SegmentError::NoGsoSize);
 }
+
+/// The runs of a super-frame, cut again, are its segments.
+#[test]
+fn runs_are_smaller_super_frames_of_the_same_segments() {
+    for (bytes, kind) in [
+        (tcp_v4(&[7; 1030]), GsoKind::TcpV4),
+        (tcp_v6(&[7; 1000]), GsoKind::TcpV6),
+        (udp_v4(&[7; 1001]), GsoKind::UdpSegments),
+    ] {
+        let gso = gso(kind, 100);
+        let whole = SuperFrame::parse(&bytes, LINK.len(), gso).unwrap();
+        let segments = written(&whole, SegmentChecksum::Complete);
+        for run in [0, 1, 3, 128, usize::MAX] {
+            let mut buffer = vec![0; bytes.len()];
+            let mut again = Vec::new();
+            for piece in whole.runs(run, SegmentChecksum::Partial) {
+                let len = piece.write(&mut buffer).unwrap();
+                let piece = SuperFrame::parse(&buffer[..len], LINK.len(), gso).unwrap();
+                again.extend(written(&piece, SegmentChecksum::Complete));
+            }
+            assert_eq!(again, segments, "{kind:?} {run}");
+        }
+        for skipped in 0..12 {
+            let payload = |segment: Segment<'_>| segment.payload().as_ptr();
+            let mut rest = whole.segments(SegmentChecksum::Complete);
+            let expected = whole.segments(SegmentChecksum::Complete).map(payload).nth(skipped);
+            assert_eq!(rest.nth(skipped).map(payload), expected, "{kind:?} {skipped}");
+            assert_eq!(rest.len(), segments.len().saturating_sub(skipped + 1));
+        }
+    }
+}
