@@ -10,15 +10,16 @@ pub(crate) mod readv;
 pub(crate) mod transmit;
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::batch::{LinkHeader, PacketType, RxMeta, VlanTag};
+use crate::descriptor::Descriptor;
 use crate::offload::vnet::{ChecksumField, RxChecksum, VnetHeader};
 use crate::queue::{Closed, Fill, Wakeup};
 use crate::stats::QueueStats;
-use crate::sys::message::PacketInfo;
+use crate::sys::message::{Ask, PacketInfo};
 use crate::sys::{interface, poll, socket};
 
 /// Bytes of buffer for one received frame: the largest MTU (65536), a link header with a VLAN tag
@@ -41,7 +42,7 @@ pub(crate) enum Channel {
 /// A descriptor with everything that moving frames over it takes. Both directions have one.
 #[derive(Clone, Debug)]
 pub(crate) struct Port {
-    pub(crate) fd: Arc<OwnedFd>,
+    pub(crate) fd: Arc<Descriptor>,
     pub(crate) stats: Arc<QueueStats>,
     pub(crate) channel: Channel,
     /// Bytes of vnet header before each frame: 0, 10 or 12.
@@ -49,11 +50,24 @@ pub(crate) struct Port {
     pub(crate) link_header: LinkHeader,
     /// The longest frame that may leave, super-frames included.
     pub(crate) max_len: usize,
+    /// Frames for each recvmmsg.
+    pub(crate) batch: usize,
+    /// Whether the kernel was asked when it took each frame in.
+    pub(crate) timestamps: bool,
 }
 
 impl Port {
     fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+
+    /// What a socket is asked to say of each message.
+    fn ask(&self) -> Ask {
+        match self.channel {
+            Channel::Packet => Ask::PacketInfo,
+            _ if self.timestamps => Ask::Timestamp,
+            _ => Ask::Bytes,
+        }
     }
 }
 
@@ -195,6 +209,7 @@ impl Inlet {
             link_header: self.port.link_header,
             original_len: info.len,
             vlan: vlan(info),
+            timestamp: info.timestamp,
             ..RxMeta::default()
         };
         if vnet.is_empty() {

@@ -123,6 +123,7 @@ pub mod queue;
 pub mod report;
 pub mod stats;
 
+mod descriptor;
 mod io;
 mod sys;
 
@@ -131,6 +132,6 @@ pub use dispatcher::{NetworkDispatcher, QueueIndex};
 pub use endpoint::{AttachError, Endpoint, JoinError, LinkEndpoint, TxPacket};
 pub use error::SetupError;
 pub use link::{Capabilities, FdLink, Link, LinkKind, LinkProperties};
-pub use options::{LinkOptions, Mode, Offload};
+pub use options::{BpfInstruction, Fanout, FanoutMode, LinkOptions, Mode, Offload};
 pub use queue::{Closed, Fill, QueuePair, Receive, Sent, Transmit, Wakeup};
 pub use report::Report;

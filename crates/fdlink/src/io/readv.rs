@@ -5,7 +5,7 @@
 use crate::batch::{RxBatch, RxDescriptor};
 use crate::io::{Channel, FRAME_ROOM, Inlet, Port};
 use crate::queue::{Closed, Fill, Receive, Wakeup};
-use crate::sys::message::{self, Ask, Incoming, PacketInfo};
+use crate::sys::message::{self, Incoming, PacketInfo};
 
 /// Receives one frame at a time.
 #[derive(Debug)]
@@ -25,8 +25,7 @@ struct Arrived {
 
 impl Readv {
     pub(crate) fn new(port: Port) -> Self {
-        let ask = if port.channel == Channel::Packet { Ask::PacketInfo } else { Ask::Bytes };
-        let buffer = Incoming::new(1, FRAME_ROOM, ask);
+        let buffer = Incoming::new(1, FRAME_ROOM, port.ask());
         Self { inlet: Inlet::new(port), buffer, frame: None }
     }
 
@@ -39,11 +38,11 @@ impl Readv {
                 // A device cuts off in silence; FRAME_ROOM has room to spare for any frame.
                 Arrived { len, truncated: len == FRAME_ROOM, info }
             }
-            Channel::Datagram | Channel::Seqpacket => {
+            Channel::Datagram | Channel::Seqpacket if !inlet.port.timestamps => {
                 let len = message::recv(fd, buffer.memory())?;
                 Arrived { len, truncated: len > FRAME_ROOM, info }
             }
-            Channel::Packet => {
+            _ => {
                 buffer.recv_one(fd)?;
                 let (len, truncated) = (buffer.len(0), buffer.truncated(0));
                 Arrived { len, truncated, info: buffer.packet_info(0) }

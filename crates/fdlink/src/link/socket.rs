@@ -4,7 +4,7 @@ use std::os::fd::BorrowedFd;
 
 use crate::batch::LinkHeader;
 use crate::error::SetupError;
-use crate::link::fd::{Found, call};
+use crate::link::examine::{Found, call};
 use crate::link::{LinkKind, packet};
 use crate::options::LinkOptions;
 use crate::sys::socket as sys;
@@ -36,6 +36,7 @@ pub(super) fn examine(
         vnet_header: 0,
         link_header: LinkHeader::None,
         interface: None,
+        interface_index: 0,
         mtu: None,
         // Both ends are programs that agreed on the header, so it means all it can.
         uso: options.in_band_vnet_header.is_some(),
