@@ -44,3 +44,45 @@ pub fn has_tun(test: &str) -> bool {
 pub fn clear_tun_offloads(fd: std::os::fd::BorrowedFd<'_>) -> std::io::Result<()> {
     sys::tun::clear_offloads(fd)
 }
+
+/// A raw AF_PACKET socket on an interface, as it is made: blocking, with the default of every
+/// option.
+///
+/// # Errors
+///
+/// Where there is no such interface or no right to open such a socket.
+pub fn packet_socket(interface: &str) -> std::io::Result<std::os::fd::OwnedFd> {
+    sys::packet::open_plain(interface::index(interface)?)
+}
+
+/// The value of a socket option that is an integer, for levels that no safe wrapper knows.
+///
+/// # Errors
+///
+/// Where the descriptor is no socket that has the option.
+///
+/// # Panics
+///
+/// For SO_GET_FILTER, which is none ([`filter_len`]).
+pub fn socket_option(
+    fd: std::os::fd::BorrowedFd<'_>,
+    level: i32,
+    name: i32,
+) -> std::io::Result<i32> {
+    assert_ne!((level, name), (1, 26), "SO_GET_FILTER is no integer");
+    sys::option::get(fd, level, name)
+}
+
+/// How many instructions the filter on a socket has; 0 without.
+///
+/// # Errors
+///
+/// Where the descriptor is no socket, or the filter is no classic one.
+pub fn filter_len(fd: std::os::fd::BorrowedFd<'_>) -> std::io::Result<u32> {
+    sys::option::filter_len(fd)
+}
+
+/// A number that is no open descriptor.
+pub fn closed_descriptor() -> std::os::fd::BorrowedFd<'static> {
+    sys::option::closed()
+}
