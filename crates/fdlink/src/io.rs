@@ -10,11 +10,12 @@ pub(crate) mod readv;
 pub(crate) mod transmit;
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::batch::{LinkHeader, PacketType, RxMeta, VlanTag};
+use crate::descriptor::Descriptor;
 use crate::offload::vnet::{ChecksumField, RxChecksum, VnetHeader};
 use crate::queue::{Closed, Fill, Wakeup};
 use crate::stats::QueueStats;
@@ -41,21 +42,10 @@ pub(crate) enum Channel {
     UnixSeqpacket,
 }
 
-impl Channel {
-    /// What its messages are asked for.
-    fn asks(self) -> Ask {
-        match self {
-            Self::Packet => Ask::PacketInfo,
-            Self::UnixSeqpacket => Ask::Credentials,
-            Self::Datagram | Self::Device | Self::Seqpacket => Ask::Bytes,
-        }
-    }
-}
-
 /// A descriptor with everything that moving frames over it takes. Both directions have one.
 #[derive(Clone, Debug)]
 pub(crate) struct Port {
-    pub(crate) fd: Arc<OwnedFd>,
+    pub(crate) fd: Arc<Descriptor>,
     pub(crate) stats: Arc<QueueStats>,
     pub(crate) channel: Channel,
     /// Bytes of vnet header before each frame: 0, 10 or 12.
@@ -63,11 +53,25 @@ pub(crate) struct Port {
     pub(crate) link_header: LinkHeader,
     /// The longest frame that may leave, super-frames included.
     pub(crate) max_len: usize,
+    /// Frames for each recvmmsg.
+    pub(crate) batch: usize,
+    /// Whether the kernel was asked when it took each frame in.
+    pub(crate) timestamps: bool,
 }
 
 impl Port {
     fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+
+    /// What a socket is asked to say of each message.
+    fn ask(&self) -> Ask {
+        match self.channel {
+            Channel::Packet => Ask::PacketInfo,
+            Channel::UnixSeqpacket => Ask::Credentials,
+            _ if self.timestamps => Ask::Timestamp,
+            _ => Ask::Bytes,
+        }
     }
 }
 
@@ -212,6 +216,7 @@ impl Inlet {
             link_header: self.port.link_header,
             original_len: info.len,
             vlan: vlan(info),
+            timestamp: info.timestamp,
             ..RxMeta::default()
         };
         if vnet.is_empty() {

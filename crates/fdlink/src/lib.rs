@@ -123,6 +123,7 @@ pub mod queue;
 pub mod report;
 pub mod stats;
 
+mod descriptor;
 mod io;
 mod sys;
 
@@ -134,6 +135,6 @@ pub use endpoint::{
 };
 pub use error::SetupError;
 pub use link::{Capabilities, FdLink, Link, LinkKind, LinkProperties};
-pub use options::{LinkOptions, Mode, Offload};
+pub use options::{BpfInstruction, Fanout, FanoutMode, LinkOptions, Mode, Offload};
 pub use queue::{Closed, Fill, QueuePair, Receive, Sent, Transmit, Wakeup};
 pub use report::Report;

@@ -1,9 +1,14 @@
-//! A link: what has queues and properties. Opened (`open_*`), adopted ([`adopt`]), or a decorator
-//! over another link. Link kinds live in `link/`; how frames cross a descriptor lives in `io/`;
+//! A link: what has queues and properties. Opened (`open_*`), adopted ([`adopt`],
+//! [`adopt_borrowed`]), or a decorator over another link. Link kinds live in `link/`; how frames cross a descriptor lives in `io/`;
 //! the two meet where a link is built.
 
+mod counters;
+mod examine;
+mod extras;
+mod fanout;
 mod fd;
 mod packet;
+mod pair;
 mod plan;
 mod socket;
 mod tun;
@@ -15,8 +20,10 @@ use crate::queue::QueuePair;
 use crate::report::Report;
 use crate::stats::LinkStats;
 
-pub use fd::{FdLink, adopt};
+pub use counters::DeviceCounters;
+pub use fd::{FdLink, adopt, adopt_borrowed};
 pub use packet::open_packet;
+pub use pair::{open_datagram_pair, open_seqpacket_pair};
 pub use tun::{open_tap, open_tun};
 
 /// Something with queues and properties.

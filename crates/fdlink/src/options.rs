@@ -66,6 +66,60 @@ pub enum Offload {
     Required,
 }
 
+/// How several AF_PACKET sockets share what comes in (PACKET_FANOUT, packet(7)).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Fanout {
+    /// Which socket gets which frame.
+    pub mode: FanoutMode,
+    /// Whether the kernel puts IPv4 fragments together before it chooses, so that they go where
+    /// the rest of their flow goes. Off by default: what comes then is no longer what was on the
+    /// link.
+    pub defragment: bool,
+}
+
+/// Which socket of a fanout group gets which frame.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum FanoutMode {
+    /// By the processor that the frame arrived on (PACKET_FANOUT_CPU).
+    Cpu,
+    /// By a hash of addresses and ports, so that the frames of a flow stay in order
+    /// (PACKET_FANOUT_HASH).
+    #[default]
+    Hash,
+    /// One after the other, whatever flow the frames are of (PACKET_FANOUT_LB).
+    LoadBalance,
+    /// The first one until it is full, then the next (PACKET_FANOUT_ROLLOVER).
+    Rollover,
+}
+
+impl FanoutMode {
+    /// Its name, as it is written on command lines and in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Hash => "hash",
+            Self::LoadBalance => "load-balance",
+            Self::Rollover => "rollover",
+        }
+    }
+}
+
+/// One instruction of a classic BPF program (`struct sock_filter`, linux/filter.h). `tcpdump -dd`
+/// prints programs in this form.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct BpfInstruction {
+    /// What to do.
+    pub code: u16,
+    /// Instructions to skip if a comparison holds.
+    pub jt: u8,
+    /// Instructions to skip if it does not.
+    pub jf: u8,
+    /// The operand.
+    pub k: u32,
+}
+
 /// What a caller asks of a link. Made by [`LinkOptions::default`] and its setters.
 #[derive(Clone, Debug, Default)]
 pub struct LinkOptions {
@@ -81,6 +135,11 @@ pub struct LinkOptions {
     pub(crate) save_restore: bool,
     pub(crate) disconnect_ok: bool,
     pub(crate) socket_buffer: Option<usize>,
+    pub(crate) batch: Option<usize>,
+    pub(crate) fanout: Option<Fanout>,
+    pub(crate) promiscuous: bool,
+    pub(crate) filter: Option<Vec<BpfInstruction>>,
+    pub(crate) timestamps: bool,
 }
 
 impl LinkOptions {
@@ -95,8 +154,8 @@ impl LinkOptions {
         self
     }
 
-    /// Whether a mode or an offload that the descriptor cannot have is replaced, and said so in
-    /// the report, instead of being an error.
+    /// Whether a mode, an offload or the like that the descriptor cannot have is replaced or left
+    /// out, and said so in the report, instead of being an error. A filter never is.
     pub fn fallback(mut self, fallback: bool) -> Self {
         self.fallback = fallback;
         self
@@ -161,6 +220,47 @@ impl LinkOptions {
     /// Bytes of kernel buffer to ask for on sockets, each direction. Default: 4 MiB.
     pub fn socket_buffer(mut self, bytes: usize) -> Self {
         self.socket_buffer = Some(bytes);
+        self
+    }
+
+    /// Frames for each system call in [`Mode::RecvMmsg`], 1 to 1024. Default: 32. Each takes
+    /// 68 KiB of address space, and as much memory as the longest frame that came in its place.
+    pub fn batch(mut self, frames: usize) -> Self {
+        self.batch = Some(frames);
+        self
+    }
+
+    /// How two or more AF_PACKET sockets share what comes in. Default: by hash, fragments as they
+    /// are. The kernel chooses the group's number.
+    pub fn fanout(mut self, fanout: Fanout) -> Self {
+        self.fanout = Some(fanout);
+        self
+    }
+
+    /// Whether the interface behind AF_PACKET sockets is to receive frames that are addressed to
+    /// somebody else (PACKET_MR_PROMISC). It ends with the link.
+    pub fn promiscuous(mut self, promiscuous: bool) -> Self {
+        self.promiscuous = promiscuous;
+        self
+    }
+
+    /// A classic BPF program of 1 to 4096 instructions that sees each frame, from its link header
+    /// on and without vnet header, before it is queued, and returns how much of it to keep: 0 for
+    /// nothing. On sockets (SO_ATTACH_FILTER) and TAP devices (TUNATTACHFILTER; for the whole
+    /// device, whose `tx_dropped` counts what is refused, until the link goes).
+    ///
+    /// What waits on a socket when the program is attached is thrown away, so that no frame comes
+    /// that it did not see. A program that keeps a part of a frame makes it a truncated one, which
+    /// is counted and not delivered: return 0 or `u32::MAX`.
+    pub fn filter(mut self, program: Vec<BpfInstruction>) -> Self {
+        self.filter = Some(program);
+        self
+    }
+
+    /// Whether the kernel is to say when it took each frame in (SO_TIMESTAMPNS, or the ring's
+    /// own stamps), for [`RxMeta::timestamp`](crate::batch::RxMeta::timestamp). Sockets only.
+    pub fn timestamps(mut self, timestamps: bool) -> Self {
+        self.timestamps = timestamps;
         self
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::link::LinkKind;
-use crate::options::Mode;
+use crate::options::{Fanout, Mode};
 
 /// What a link was asked for and what it is.
 #[derive(Clone, Debug)]
@@ -16,6 +16,8 @@ pub struct Report {
     pub mode: Mode,
     /// One for each descriptor.
     pub descriptors: Vec<DescriptorReport>,
+    /// The far end, where the link was opened as a pair.
+    pub far_end: Option<DescriptorReport>,
     /// What was replaced or left out, and why, in words.
     pub notes: Vec<String>,
 }
@@ -31,8 +33,16 @@ pub struct DescriptorReport {
     pub send_buffer: usize,
     /// Ring memory, in bytes; 0 without a ring.
     pub ring: usize,
-    /// The fanout group it joined.
+    /// The number of the fanout group it joined, of the kernel's choice; 0 is one.
     pub fanout_group: Option<u16>,
+    /// How that group shares.
+    pub fanout: Option<Fanout>,
+    /// Instructions of the filter that was attached to it or its device; 0 without.
+    pub filter: usize,
+    /// Whether it made its interface receive everyone's frames.
+    pub promiscuous: bool,
+    /// Whether the kernel says when it took each frame in.
+    pub timestamps: bool,
 }
 
 impl fmt::Display for Report {
@@ -41,6 +51,35 @@ impl fmt::Display for Report {
         write!(f, "{kind} × {count}, {} (asked: {})", self.mode, self.asked_mode)?;
         for note in &self.notes {
             write!(f, "; {note}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for DescriptorReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "vnet header {}", self.vnet_header_len)?;
+        for (name, bytes) in
+            [("receive buffer", self.receive_buffer), ("send buffer", self.send_buffer)]
+        {
+            if bytes > 0 {
+                write!(f, ", {name} {bytes}")?;
+            }
+        }
+        if self.ring > 0 {
+            write!(f, ", ring {}", self.ring)?;
+        }
+        if let (Some(group), Some(fanout)) = (self.fanout_group, self.fanout) {
+            let defragment = if fanout.defragment { ", defragmented" } else { "" };
+            write!(f, ", group {group} by {}{defragment}", fanout.mode.name())?;
+        }
+        if self.filter > 0 {
+            write!(f, ", filter of {}", self.filter)?;
+        }
+        for (name, on) in [("promiscuous", self.promiscuous), ("time stamps", self.timestamps)] {
+            if on {
+                write!(f, ", {name}")?;
+            }
         }
         Ok(())
     }

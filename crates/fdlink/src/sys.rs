@@ -5,8 +5,11 @@
 
 #[cfg(feature = "tokio")]
 pub(crate) mod aio;
+pub(crate) mod descriptor;
+pub(crate) mod filter;
 pub(crate) mod interface;
 pub(crate) mod message;
+pub(crate) mod netlink;
 pub(crate) mod poll;
 pub(crate) mod ring;
 pub(crate) mod socket;

@@ -21,7 +21,9 @@ const NLM_F_CREATE: u16 = 0x400;
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
+const IFLA_LINK: u16 = 5;
 const IFLA_LINKINFO: u16 = 18;
+const IFLA_PROMISCUITY: u16 = 30;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 const VETH_INFO_PEER: u16 = 1;
@@ -56,6 +58,44 @@ pub fn veth(name: &str, peer: &str, mtu: u32) -> io::Result<()> {
     }
     wait_running(name)?;
     wait_running(peer)
+}
+
+/// Makes a macvtap interface over another one, and takes it up.
+///
+/// # Errors
+///
+/// Where the kernel refuses.
+pub fn macvtap(name: &str, over: &str) -> io::Result<()> {
+    let mut info = Vec::new();
+    attribute(&mut info, IFLA_INFO_KIND, b"macvtap\0");
+    let mut body = link_header(0, 0, 0);
+    attribute(&mut body, IFLA_IFNAME, &terminated(name));
+    attribute(&mut body, IFLA_LINK, &index(over)?.to_ne_bytes());
+    attribute(&mut body, IFLA_LINKINFO, &info);
+    request(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, &body)?;
+    up(name)
+}
+
+/// How many have asked an interface to receive everyone's frames.
+///
+/// # Errors
+///
+/// Where there is none of that name.
+pub fn promiscuity(name: &str) -> io::Result<u32> {
+    let answer = ask(RTM_GETLINK, 0, &link_header(index(name)?, 0, 0))?;
+    // Behind struct nlmsghdr and struct ifinfomsg.
+    let mut attributes = answer.get(32..).unwrap_or(&[]);
+    while let Some((header, rest)) = attributes.split_first_chunk::<4>() {
+        let [a, b, c, d] = *header;
+        let len = usize::from(u16::from_ne_bytes([a, b])).max(4);
+        if u16::from_ne_bytes([c, d]) == IFLA_PROMISCUITY
+            && let Some(value) = rest.first_chunk()
+        {
+            return Ok(u32::from_ne_bytes(*value));
+        }
+        attributes = attributes.get(len.next_multiple_of(4)..).unwrap_or(&[]);
+    }
+    Err(io::ErrorKind::InvalidData.into())
 }
 
 /// Waits until an interface that was taken up carries frames. Until the kernel's link watch has

@@ -62,3 +62,45 @@ pub fn set_tun_vnet_header(fd: std::os::fd::BorrowedFd<'_>, len: i32) -> std::io
 pub fn set_packet_vnet_header(fd: &std::os::fd::OwnedFd, len: i32) -> std::io::Result<()> {
     sys::packet::set_vnet_header_len(fd, len)
 }
+
+/// A raw AF_PACKET socket on an interface, as it is made: blocking, with the default of every
+/// option.
+///
+/// # Errors
+///
+/// Where there is no such interface or no right to open such a socket.
+pub fn packet_socket(interface: &str) -> std::io::Result<std::os::fd::OwnedFd> {
+    sys::packet::open_plain(interface::index(interface)?)
+}
+
+/// The value of a socket option that is an integer, for levels that no safe wrapper knows.
+///
+/// # Errors
+///
+/// Where the descriptor is no socket that has the option.
+///
+/// # Panics
+///
+/// For SO_GET_FILTER, which is none ([`filter_len`]).
+pub fn socket_option(
+    fd: std::os::fd::BorrowedFd<'_>,
+    level: i32,
+    name: i32,
+) -> std::io::Result<i32> {
+    assert_ne!((level, name), (1, 26), "SO_GET_FILTER is no integer");
+    sys::option::get(fd, level, name)
+}
+
+/// How many instructions the filter on a socket has; 0 without.
+///
+/// # Errors
+///
+/// Where the descriptor is no socket, or the filter is no classic one.
+pub fn filter_len(fd: std::os::fd::BorrowedFd<'_>) -> std::io::Result<u32> {
+    sys::option::filter_len(fd)
+}
+
+/// A number that is no open descriptor.
+pub fn closed_descriptor() -> std::os::fd::BorrowedFd<'static> {
+    sys::option::closed()
+}

@@ -1,5 +1,6 @@
 //! System calls behind safe functions; the only place of this crate with unsafe code.
 
+pub(crate) mod option;
 pub(crate) mod packet;
 pub(crate) mod tun;
 pub(crate) mod unshare;

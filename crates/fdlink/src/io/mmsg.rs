@@ -5,15 +5,11 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use crate::batch::{RxBatch, RxDescriptor};
-use crate::io::{Channel, FRAME_ROOM, Inlet, Port};
+use crate::io::{FRAME_ROOM, Inlet, Port};
 use crate::queue::{Closed, Fill, Receive, Wakeup};
-use crate::sys::message::{Incoming, PacketInfo};
+use crate::sys::message::Incoming;
 
-/// Messages for each call. At 1500 bytes a frame more than this gains nothing that can be
-/// measured, and 32 × 68 KiB is what a second-level cache holds.
-const MESSAGES: usize = 32;
-
-/// Receives up to [`MESSAGES`] frames at a time.
+/// Receives up to [`Port::batch`] frames at a time.
 #[derive(Debug)]
 pub(crate) struct RecvMmsg {
     inlet: Inlet,
@@ -25,8 +21,8 @@ pub(crate) struct RecvMmsg {
 
 impl RecvMmsg {
     pub(crate) fn new(port: Port) -> Self {
-        let messages = Incoming::new(MESSAGES, FRAME_ROOM, port.channel.asks());
-        let frames = Vec::with_capacity(MESSAGES);
+        let messages = Incoming::new(port.batch, FRAME_ROOM, port.ask());
+        let frames = Vec::with_capacity(port.batch);
         Self { inlet: Inlet::new(port), messages, frames, ended: false }
     }
 
@@ -51,10 +47,7 @@ impl RecvMmsg {
             self.inlet.port.stats.rx.truncated.add(1);
             return;
         }
-        let info = match self.inlet.port.channel {
-            Channel::Packet => self.messages.packet_info(index),
-            _ => PacketInfo::default(),
-        };
+        let info = self.messages.packet_info(index);
         let (start, len) = (self.messages.offset(index), self.messages.len(index));
         let message = &self.messages.memory()[start..start + len];
         if let Some(meta) = self.inlet.admit(message, info) {
@@ -96,6 +89,6 @@ impl Receive for RecvMmsg {
     }
 
     fn into_descriptor(self: Box<Self>) -> Option<std::io::Result<OwnedFd>> {
-        Some(self.inlet.port.fd.try_clone())
+        Some(self.inlet.port.fd.as_fd().try_clone_to_owned())
     }
 }

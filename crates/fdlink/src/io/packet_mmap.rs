@@ -55,8 +55,9 @@ pub(crate) fn geometry() -> Geometry {
 /// Receives from a ring, a block at a time.
 #[derive(Debug)]
 pub(crate) struct PacketMmap {
-    inlet: Inlet,
+    // The ring first: it is unmapped before its descriptor may take it off.
     ring: Ring,
+    inlet: Inlet,
     /// The block that is, or will be, ours next.
     cursor: usize,
     /// The block at the cursor is ours and not yet given back.
@@ -122,7 +123,7 @@ impl Receive for PacketMmap {
 
     fn into_descriptor(self: Box<Self>) -> Option<std::io::Result<OwnedFd>> {
         let Self { inlet, ring, .. } = *self;
-        let fd = inlet.port.fd.try_clone();
+        let fd = inlet.port.fd.as_fd().try_clone_to_owned();
         // A ring can be taken off a socket once it is no longer mapped.
         drop(ring);
         Some(fd.and_then(|fd| Ring::remove(fd.as_fd()).map(|()| fd)))
@@ -198,6 +199,7 @@ fn header_at(block: &[u8], at: usize) -> Option<Header> {
             // 16 bits in a field of 32.
             vlan_tci: u16::try_from(tci & 0xffff).unwrap_or(0),
             vlan_tpid: u16_at(header, VLAN + offset_of!(tpacket_hdr_variant1, tp_vlan_tpid))?,
+            timestamp: None,
         },
     })
 }
@@ -213,6 +215,7 @@ fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
 #[cfg(test)]
 mod tests {
     use std::fs::File;
+    use std::os::fd::OwnedFd;
     use std::sync::Arc;
 
     use proptest::prelude::*;
@@ -226,12 +229,14 @@ mod tests {
 
     fn inlet() -> Inlet {
         Inlet::new(Port {
-            fd: Arc::new(File::open("/dev/null").unwrap().into()),
+            fd: Arc::new(OwnedFd::from(File::open("/dev/null").unwrap()).into()),
             stats: Arc::default(),
             channel: Channel::Packet,
             vnet_header: VNET,
             link_header: LinkHeader::Ethernet,
             max_len: 1514,
+            batch: 1,
+            timestamps: false,
         })
     }
 

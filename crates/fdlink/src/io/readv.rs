@@ -2,7 +2,7 @@
 //! the cache. Works on every descriptor, and is the best general policy: at 64 KiB a frame, the
 //! call is noise.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use crate::batch::{RxBatch, RxDescriptor};
 use crate::io::{Channel, FRAME_ROOM, Inlet, Port};
@@ -27,7 +27,7 @@ struct Arrived {
 
 impl Readv {
     pub(crate) fn new(port: Port) -> Self {
-        let buffer = Incoming::new(1, FRAME_ROOM, port.channel.asks());
+        let buffer = Incoming::new(1, FRAME_ROOM, port.ask());
         Self { inlet: Inlet::new(port), buffer, frame: None }
     }
 
@@ -40,16 +40,14 @@ impl Readv {
                 // A device cuts off in silence; FRAME_ROOM has room to spare for any frame.
                 Arrived { len, truncated: len == FRAME_ROOM, info }
             }
-            Channel::Datagram | Channel::Seqpacket => {
+            Channel::Datagram | Channel::Seqpacket if !inlet.port.timestamps => {
                 let len = message::recv(fd, buffer.memory())?;
                 Arrived { len, truncated: len > FRAME_ROOM, info }
             }
-            Channel::Packet | Channel::UnixSeqpacket => {
+            _ => {
                 buffer.recv_one(fd)?;
                 let (len, truncated) = (buffer.len(0), buffer.truncated(0));
-                let packet = inlet.port.channel == Channel::Packet;
-                let info = if packet { buffer.packet_info(0) } else { info };
-                Arrived { len, truncated, info }
+                Arrived { len, truncated, info: buffer.packet_info(0) }
             }
         })
     }
@@ -108,6 +106,6 @@ impl Receive for Readv {
     }
 
     fn into_descriptor(self: Box<Self>) -> Option<std::io::Result<OwnedFd>> {
-        Some(self.inlet.port.fd.try_clone())
+        Some(self.inlet.port.fd.as_fd().try_clone_to_owned())
     }
 }

@@ -6,15 +6,17 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use crate::batch::LinkHeader;
+use crate::descriptor::Descriptor;
 use crate::error::SetupError;
 use crate::io::mmsg::RecvMmsg;
 use crate::io::packet_mmap::{self, PacketMmap};
 use crate::io::readv::Readv;
 use crate::io::transmit::Sender;
 use crate::io::{Channel, Port};
+use crate::link::counters::DeviceCounters;
+use crate::link::examine::{self, Found, call};
 use crate::link::plan::{self, Plan};
-use crate::link::{Link, LinkKind, LinkProperties, packet, socket, tun};
+use crate::link::{Link, LinkKind, LinkProperties, extras, fanout, packet, socket, tun};
 use crate::options::{LinkOptions, Mode};
 use crate::queue::{QueuePair, Receive};
 use crate::report::{DescriptorReport, Report};
@@ -22,154 +24,158 @@ use crate::stats::LinkStats;
 use crate::sys::ring::Ring;
 use crate::sys::socket as sys;
 
-/// A link over one or more descriptors of one kind, which it owns.
+/// A link over one or more descriptors of one kind.
 #[derive(Debug)]
 pub struct FdLink {
-    // Rings before descriptors: a ring is unmapped before its socket is closed.
+    // Rings before descriptors: a ring is unmapped before it is taken off, or its socket closed.
     rings: Vec<Option<Ring>>,
-    fds: Vec<OwnedFd>,
+    descriptors: Vec<Descriptor>,
     interface: Option<String>,
     vnet_header: usize,
+    batch: usize,
     properties: LinkProperties,
     report: Report,
     stats: LinkStats,
-}
-
-/// What a look at a descriptor found. Nothing has been changed by looking.
-#[derive(Clone, Debug)]
-pub(super) struct Found {
-    pub(super) kind: LinkKind,
-    /// The vnet header that is there, in bytes; 0 for none.
-    pub(super) vnet_header: usize,
-    pub(super) link_header: LinkHeader,
-    /// The interface behind it.
-    pub(super) interface: Option<String>,
-    /// The interface's MTU, where the descriptor tells.
-    pub(super) mtu: Option<u32>,
-    /// Whether super-frames of UDP may be sent, where looking tells.
-    pub(super) uso: bool,
 }
 
 /// Makes a link of descriptors that somebody else opened. Their kind is read back and checked.
 ///
 /// All of them must be of one kind. A datagram or seqpacket socket must be connected to be sent
 /// on. An AF_PACKET socket must be bound to an interface, and may have been made in another
-/// network namespace.
+/// network namespace; it may be in no fanout group, which it could not leave, and have no ring.
 ///
 /// # Errors
 ///
 /// Where a descriptor is no base for a link or an option does not go with it. What had been
-/// changed is undone by then, O_NONBLOCK included; the descriptors are closed.
+/// changed is undone by then, O_NONBLOCK included; the descriptors are closed. Only two things
+/// cannot be undone: membership in a fanout group, which is the last step and so fails alone, and
+/// what a TUN or TAP device was told of offloads.
 pub fn adopt(fds: Vec<OwnedFd>, options: &LinkOptions) -> Result<FdLink, SetupError> {
-    let mut found = Vec::with_capacity(fds.len());
-    for (index, fd) in fds.iter().enumerate() {
-        found.push(examine(index, fd.as_fd(), options)?);
-    }
-    FdLink::build(fds, &found, options)
+    let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+    let found = examine::all(&borrowed, options)?;
+    let descriptors = fds.into_iter().map(Descriptor::from).collect();
+    FdLink::build(descriptors, &found, options)
 }
 
-/// Reads back what a descriptor is.
-fn examine(index: usize, fd: BorrowedFd<'_>, options: &LinkOptions) -> Result<Found, SetupError> {
-    const EXPECTED: &str =
-        "a datagram or seqpacket socket, an AF_PACKET SOCK_RAW socket, or a TUN or TAP device";
-    let subject = || format!("descriptor {index}");
-    let wrong = |found: &str| {
-        Err(SetupError::WrongKind { index, found: found.to_owned(), expected: EXPECTED })
-    };
-    let file_type = sys::file_type(fd).map_err(|e| call("fstat", subject(), e))?;
-    match file_type {
-        libc::S_IFSOCK => socket::examine(index, fd, options),
-        libc::S_IFCHR => tun::examine(index, fd),
-        libc::S_IFIFO => wrong("a pipe"),
-        libc::S_IFREG => wrong("a file"),
-        libc::S_IFDIR => wrong("a directory"),
-        libc::S_IFBLK => wrong("a block device"),
-        _ => wrong("of an unknown kind"),
+/// As [`adopt`], but of descriptors that stay the caller's: the link works on duplicates.
+///
+/// What a duplicate refers to is shared. So as long as the link or one of its queues is there, the
+/// caller's descriptor is non-blocking too, and what arrives goes to whoever receives first. When
+/// they are gone, everything that was changed is put back: status flags, options, buffers,
+/// filters, memberships, rings. What cannot be is said at [`adopt`].
+///
+/// # Errors
+///
+/// As [`adopt`], and where there are no descriptors left; the caller's stay open.
+pub fn adopt_borrowed(fds: &[BorrowedFd<'_>], options: &LinkOptions) -> Result<FdLink, SetupError> {
+    let found = examine::all(fds, options)?;
+    let mut descriptors = Vec::with_capacity(fds.len());
+    for (index, fd) in fds.iter().enumerate() {
+        let duplicate = fd
+            .try_clone_to_owned()
+            .map_err(|e| call("fcntl(F_DUPFD_CLOEXEC)", format!("descriptor {index}"), e))?;
+        descriptors.push(duplicate.into());
     }
+    FdLink::build_borrowed(descriptors, &found, options)
 }
 
 impl FdLink {
     /// Puts a link together. `found` has one entry for each descriptor.
     pub(super) fn build(
-        fds: Vec<OwnedFd>,
+        descriptors: Vec<Descriptor>,
+        found: &[Found],
+        options: &LinkOptions,
+    ) -> Result<Self, SetupError> {
+        let mut link = Self::build_borrowed(descriptors, found, options)?;
+        link.descriptors.iter_mut().for_each(Descriptor::keep);
+        Ok(link)
+    }
+
+    /// Puts a link together whose descriptors go back to what they were.
+    fn build_borrowed(
+        mut descriptors: Vec<Descriptor>,
         found: &[Found],
         options: &LinkOptions,
     ) -> Result<Self, SetupError> {
         let mut plan = plan::make(found, options)?;
-        let mut changes = Changes::default();
-        match Self::apply(&fds, &mut plan, options, &mut changes) {
-            Ok((rings, descriptors)) => {
-                Ok(Self::assemble(fds, found, rings, descriptors, plan, options))
-            }
-            Err(error) => {
-                changes.undo(&fds);
-                Err(error)
-            }
-        }
+        // Where this fails, the descriptors put back what was changed as they are dropped.
+        let (rings, reports) = Self::apply(&mut descriptors, found, &mut plan, options)?;
+        Ok(Self::assemble(descriptors, found, rings, reports, plan, options))
     }
 
     /// The steps that change something.
     fn apply(
-        fds: &[OwnedFd],
+        descriptors: &mut [Descriptor],
+        found: &[Found],
         plan: &mut Plan,
         options: &LinkOptions,
-        changes: &mut Changes,
     ) -> Result<(Vec<Option<Ring>>, Vec<DescriptorReport>), SetupError> {
-        for (index, fd) in fds.iter().enumerate() {
-            changes.set_nonblocking(index, fd.as_fd())?;
+        let mut reports = Vec::with_capacity(descriptors.len());
+        for (index, (descriptor, found)) in descriptors.iter_mut().zip(found).enumerate() {
+            let subject = format!("descriptor {index}");
+            descriptor.set_nonblocking().map_err(|e| call("fcntl", subject.clone(), e))?;
             match plan.kind {
-                LinkKind::Packet => packet::configure(index, fd.as_fd(), plan, options, changes)?,
-                LinkKind::SocketSeqpacket => socket::configure(index, fd.as_fd(), changes),
+                LinkKind::Packet => packet::configure(index, descriptor, plan, options)?,
+                LinkKind::SocketSeqpacket => socket::configure(descriptor),
                 LinkKind::SocketDatagram | LinkKind::Tap | LinkKind::Tun => {}
             }
-        }
-        let mut descriptors: Vec<_> = fds
-            .iter()
-            .enumerate()
-            .map(|(index, fd)| buffers(index, fd.as_fd(), plan, options, changes))
-            .collect();
-        if plan.kind == LinkKind::Packet && fds.len() > 1 {
-            let group = packet::join_fanout(fds)?;
-            descriptors.iter_mut().for_each(|report| report.fanout_group = Some(group));
+            let mut report = if matches!(plan.kind, LinkKind::Tap | LinkKind::Tun) {
+                DescriptorReport::default()
+            } else {
+                buffers(&subject, descriptor, options, &mut plan.notes)
+            };
+            extras::apply(index, descriptor, found, &plan.extras, options, &mut report)?;
+            reports.push(report);
         }
         if matches!(plan.kind, LinkKind::Tap | LinkKind::Tun) && plan.capabilities.tx_checksum {
             // One descriptor speaks for the device.
-            match tun::accept_offloads(fds[0].as_fd()) {
+            match tun::accept_offloads(descriptors[0].as_fd()) {
                 Ok(uso) => plan.capabilities.uso = uso,
                 Err(error) => plan.notes.push(format!("no super-frames come in: {error}")),
             }
         }
-        let rings = Self::rings(fds, plan, options)?;
-        for (descriptor, ring) in descriptors.iter_mut().zip(&rings) {
-            descriptor.ring = ring.as_ref().map_or(0, Ring::len);
-            descriptor.vnet_header_len = plan.vnet_header;
+        if plan.extras.fanout.is_some() {
+            fanout::close(descriptors, plan.mode, &mut plan.notes);
         }
-        Ok((rings, descriptors))
+        let rings = Self::rings(descriptors, plan, options)?;
+        if let Some(fanout) = plan.extras.fanout {
+            let group = fanout::join(descriptors, fanout, options.filter.as_deref())?;
+            for report in &mut reports {
+                report.fanout_group = Some(group);
+                report.fanout = Some(fanout);
+            }
+        }
+        for (report, ring) in reports.iter_mut().zip(&rings) {
+            report.ring = ring.as_ref().map_or(0, Ring::len);
+            report.vnet_header_len = plan.vnet_header;
+        }
+        Ok((rings, reports))
     }
 
     /// Maps the rings, or falls back together: the queues of a link have one mode.
     fn rings(
-        fds: &[OwnedFd],
+        descriptors: &mut [Descriptor],
         plan: &mut Plan,
         options: &LinkOptions,
     ) -> Result<Vec<Option<Ring>>, SetupError> {
+        let none = descriptors.iter().map(|_| None).collect();
         if plan.mode != Mode::PacketMmap {
-            return Ok(fds.iter().map(|_| None).collect());
+            return Ok(none);
         }
-        let mut rings = Vec::with_capacity(fds.len());
-        for (index, fd) in fds.iter().enumerate() {
-            match Ring::new(fd.as_fd(), packet_mmap::geometry()) {
+        let mut rings = Vec::with_capacity(descriptors.len());
+        for index in 0..descriptors.len() {
+            match ring(&mut descriptors[index]) {
                 Ok(ring) => rings.push(Some(ring)),
                 Err(source) => {
                     drop(rings);
-                    fds[..index].iter().for_each(|fd| drop(Ring::remove(fd.as_fd())));
+                    descriptors[..index].iter_mut().for_each(Descriptor::remove_ring);
                     if !options.fallback {
                         let subject = format!("descriptor {index}");
                         return Err(call("setsockopt(PACKET_RX_RING)", subject, source));
                     }
                     plan.notes.push(format!("no ring on descriptor {index} ({source}): readv"));
                     plan.mode = Mode::Readv;
-                    return Ok(fds.iter().map(|_| None).collect());
+                    return Ok(none);
                 }
             }
         }
@@ -177,10 +183,10 @@ impl FdLink {
     }
 
     fn assemble(
-        fds: Vec<OwnedFd>,
+        descriptors: Vec<Descriptor>,
         found: &[Found],
         rings: Vec<Option<Ring>>,
-        descriptors: Vec<DescriptorReport>,
+        reports: Vec<DescriptorReport>,
         plan: Plan,
         options: &LinkOptions,
     ) -> Self {
@@ -198,22 +204,24 @@ impl FdLink {
             address: plan.address,
             capabilities: plan.capabilities,
             gso_max_size: plan.gso_max_size,
-            queues: fds.len(),
-            rx_queue_bytes: descriptors.first().map_or(0, queue_bytes),
+            queues: descriptors.len(),
+            rx_queue_bytes: reports.first().map_or(0, queue_bytes),
         };
         let report = Report {
             kind: plan.kind,
             asked_mode: options.mode,
             mode: plan.mode,
-            descriptors,
+            descriptors: reports,
+            far_end: None,
             notes: plan.notes,
         };
         Self {
             rings,
             interface: found.first().and_then(|first| first.interface.clone()),
             vnet_header: plan.vnet_header,
-            stats: LinkStats::new(fds.len()),
-            fds,
+            batch: plan.extras.batch,
+            stats: LinkStats::new(descriptors.len()),
+            descriptors,
             properties,
             report,
         }
@@ -224,25 +232,61 @@ impl FdLink {
         self.interface.as_deref()
     }
 
-    /// Gives the descriptors back. They stay as the link has set them up, without rings.
+    /// A handle on the counters of the TUN or TAP device behind the descriptors, which the kernel
+    /// has for the device only. It goes on after the link, from any thread.
+    ///
+    /// # Errors
+    ///
+    /// Where there is no such device behind them ([`io::ErrorKind::Unsupported`]), where it is in
+    /// another network namespace than the calling thread ([`io::ErrorKind::NotFound`]), and without
+    /// CAP_NET_ADMIN, which it takes to find that out.
+    pub fn device_counters(&self) -> io::Result<DeviceCounters> {
+        match self.descriptors.first() {
+            Some(first) if matches!(self.properties.kind, LinkKind::Tap | LinkKind::Tun) => {
+                DeviceCounters::new(first.as_fd())
+            }
+            _ => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
+    /// Frames that the device has dropped until now ([`DeviceCounters::dropped`]).
+    ///
+    /// # Errors
+    ///
+    /// As [`device_counters`](Self::device_counters).
+    pub fn device_drops(&self) -> io::Result<u64> {
+        self.device_counters()?.dropped()
+    }
+
+    /// Gives the descriptors back. They stay as the link has set them up, without rings; those of
+    /// [`adopt_borrowed`] are duplicates, of which everything has been put back.
     pub fn into_fds(self) -> Vec<OwnedFd> {
         let with_ring: Vec<bool> = self.rings.iter().map(Option::is_some).collect();
         drop(self.rings);
-        for (fd, _) in self.fds.iter().zip(with_ring).filter(|(_, ring)| *ring) {
+        for (descriptor, _) in self.descriptors.iter().zip(with_ring).filter(|(_, ring)| *ring) {
             // It can only fail while a ring is mapped, which it no longer is.
-            drop(Ring::remove(fd.as_fd()));
+            drop(Ring::remove(descriptor.as_fd()));
         }
-        self.fds
+        self.descriptors.into_iter().map(Descriptor::into_fd).collect()
     }
 
-    fn port(&self, index: usize, fd: OwnedFd) -> Port {
+    /// Where `open_*` says what it could not have.
+    pub(super) fn notes(&mut self) -> &mut Vec<String> {
+        &mut self.report.notes
+    }
+
+    pub(super) fn set_far_end(&mut self, report: DescriptorReport) {
+        self.report.far_end = Some(report);
+    }
+
+    fn port(&self, index: usize, descriptor: Descriptor) -> Port {
         let properties = &self.properties;
         Port {
             stats: Arc::clone(&self.stats.queues()[index]),
             channel: match properties.kind {
                 LinkKind::Packet => Channel::Packet,
                 LinkKind::SocketDatagram => Channel::Datagram,
-                LinkKind::SocketSeqpacket if socket::marks_messages(fd.as_fd()) => {
+                LinkKind::SocketSeqpacket if socket::marks_messages(descriptor.as_fd()) => {
                     Channel::UnixSeqpacket
                 }
                 LinkKind::SocketSeqpacket => Channel::Seqpacket,
@@ -251,7 +295,9 @@ impl FdLink {
             vnet_header: self.vnet_header,
             link_header: properties.link_header,
             max_len: properties.max_frame_len.max(properties.gso_max_size),
-            fd: Arc::new(fd),
+            batch: self.batch,
+            timestamps: self.report.descriptors[index].timestamps,
+            fd: Arc::new(descriptor),
         }
     }
 }
@@ -270,91 +316,49 @@ impl Link for FdLink {
     }
 
     fn into_queues(mut self: Box<Self>) -> Result<Vec<QueuePair>, SetupError> {
-        let fds = std::mem::take(&mut self.fds);
+        let descriptors = std::mem::take(&mut self.descriptors);
         let rings = std::mem::take(&mut self.rings);
-        let pairs = fds.into_iter().zip(rings).enumerate().map(|(index, (fd, ring))| {
-            let port = self.port(index, fd);
-            let tx = Box::new(Sender::new(port.clone()));
-            let rx: Box<dyn Receive> = match (ring, self.properties.mode) {
-                (Some(ring), _) => Box::new(PacketMmap::new(port, ring)),
-                (None, Mode::RecvMmsg) => Box::new(RecvMmsg::new(port)),
-                (None, _) => Box::new(Readv::new(port)),
-            };
-            QueuePair { rx: Some(rx), tx }
-        });
+        let pairs =
+            descriptors.into_iter().zip(rings).enumerate().map(|(index, (descriptor, ring))| {
+                let port = self.port(index, descriptor);
+                let tx = Box::new(Sender::new(port.clone()));
+                let rx: Box<dyn Receive> = match (ring, self.properties.mode) {
+                    (Some(ring), _) => Box::new(PacketMmap::new(port, ring)),
+                    (None, Mode::RecvMmsg) => Box::new(RecvMmsg::new(port)),
+                    (None, _) => Box::new(Readv::new(port)),
+                };
+                QueuePair { rx: Some(rx), tx }
+            });
         Ok(pairs.collect())
     }
 }
 
-/// What has been changed on descriptors that may be shared with others, to be put back.
-#[derive(Debug, Default)]
-pub(super) struct Changes(Vec<Change>);
-
-#[derive(Debug)]
-enum Change {
-    Flags { index: usize, old: libc::c_int },
-    Option { index: usize, level: libc::c_int, name: libc::c_int, old: libc::c_int },
+/// Sets up a ring, and remembers what it is to be taken off for.
+fn ring(descriptor: &mut Descriptor) -> io::Result<Ring> {
+    const VERSION: (libc::c_int, libc::c_int) = (libc::SOL_PACKET, libc::PACKET_VERSION);
+    let version = sys::option(descriptor.as_fd(), VERSION.0, VERSION.1)?;
+    descriptor.remember_option(VERSION, version);
+    let ring = Ring::new(descriptor.as_fd(), packet_mmap::geometry())?;
+    descriptor.remember_ring();
+    Ok(ring)
 }
 
-impl Changes {
-    fn set_nonblocking(&mut self, index: usize, fd: BorrowedFd<'_>) -> Result<(), SetupError> {
-        let failed = |source| call("fcntl", format!("descriptor {index}"), source);
-        sys::set_close_on_exec(fd).map_err(failed)?;
-        let old = sys::status_flags(fd).map_err(failed)?;
-        if old & libc::O_NONBLOCK == 0 {
-            sys::set_status_flags(fd, old | libc::O_NONBLOCK).map_err(failed)?;
-            self.0.push(Change::Flags { index, old });
-        }
-        Ok(())
-    }
-
-    /// Sets an option, if it has another value now.
-    pub(super) fn set_option(
-        &mut self,
-        index: usize,
-        fd: BorrowedFd<'_>,
-        (level, name): (libc::c_int, libc::c_int),
-        value: libc::c_int,
-    ) -> io::Result<()> {
-        let old = sys::option(fd, level, name)?;
-        if old != value {
-            sys::set_option(fd, level, name, value)?;
-            self.0.push(Change::Option { index, level, name, old });
-        }
-        Ok(())
-    }
-
-    fn undo(&self, fds: &[OwnedFd]) {
-        for change in self.0.iter().rev() {
-            // The descriptors are closed next; whoever shares them gets what can be put back.
-            match *change {
-                Change::Flags { index, old } => {
-                    drop(sys::set_status_flags(fds[index].as_fd(), old));
-                }
-                Change::Option { index, level, name, old } => {
-                    drop(sys::set_option(fds[index].as_fd(), level, name, old));
-                }
-            }
-        }
-    }
-}
+/// 4 MiB holds some sixty super-frames or, as the kernel accounts them, 1800 frames of 1500 bytes:
+/// a few milliseconds at 10 Gbit/s.
+const DEFAULT_BUFFER: usize = 4 << 20;
 
 /// Asks for large socket buffers and reads back what was given.
-fn buffers(
-    index: usize,
-    fd: BorrowedFd<'_>,
-    plan: &mut Plan,
+pub(super) fn buffers(
+    subject: &str,
+    descriptor: &mut Descriptor,
     options: &LinkOptions,
-    changes: &mut Changes,
+    notes: &mut Vec<String>,
 ) -> DescriptorReport {
-    if matches!(plan.kind, LinkKind::Tap | LinkKind::Tun) {
-        return DescriptorReport::default();
-    }
     let wanted = options.socket_buffer.unwrap_or(DEFAULT_BUFFER);
     let mut set = |name, force, text| {
-        let given = grow(index, fd, (name, force), wanted, changes);
+        let given = grow(descriptor, (name, force), wanted);
         if options.socket_buffer.is_some() && given < wanted {
-            plan.notes.push(format!("descriptor {index}: {text} is {given} of {wanted} bytes"));
+            notes.push(format!("{subject}: {text} is {given} of {wanted} bytes"));
         }
         given
     };
@@ -365,33 +369,22 @@ fn buffers(
     }
 }
 
-/// 4 MiB holds some sixty super-frames or, as the kernel accounts them, 1800 frames of 1500 bytes:
-/// a few milliseconds at 10 Gbit/s.
-const DEFAULT_BUFFER: usize = 4 << 20;
-
 fn grow(
-    index: usize,
-    fd: BorrowedFd<'_>,
+    descriptor: &mut Descriptor,
     (name, force): (libc::c_int, libc::c_int),
     wanted: usize,
-    changes: &mut Changes,
 ) -> usize {
-    let read = || sys::option(fd, libc::SOL_SOCKET, name).unwrap_or(0);
-    let old = read();
+    let fd = descriptor.as_fd();
+    let old = sys::option(fd, libc::SOL_SOCKET, name).unwrap_or(0);
     // The kernel doubles what is asked for (sock_setsockopt), so half of what it shows is asked.
     let asked = libc::c_int::try_from(wanted / 2).unwrap_or(libc::c_int::MAX / 2);
     if old / 2 < asked {
         // FORCE needs CAP_NET_ADMIN in the first user namespace; without, rmem_max is the limit.
         let forced = sys::set_option(fd, libc::SOL_SOCKET, force, asked);
         if forced.or_else(|_| sys::set_option(fd, libc::SOL_SOCKET, name, asked)).is_ok() {
-            let change = Change::Option { index, level: libc::SOL_SOCKET, name, old: old / 2 };
-            changes.0.push(change);
+            descriptor.remember_option((libc::SOL_SOCKET, name), old / 2);
         }
     }
-    usize::try_from(read()).unwrap_or(0)
-}
-
-/// A failed system call.
-pub(super) fn call(call: &'static str, subject: String, source: io::Error) -> SetupError {
-    SetupError::Call { call, subject, source }
+    let got = sys::option(descriptor.as_fd(), libc::SOL_SOCKET, name).unwrap_or(0);
+    usize::try_from(got).unwrap_or(0)
 }

@@ -1,10 +1,12 @@
 //! AF_PACKET sockets: opening them on an interface, reading back what one is, setting one up.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 
 use crate::batch::LinkHeader;
+use crate::descriptor::Descriptor;
 use crate::error::SetupError;
-use crate::link::fd::{Changes, FdLink, Found, call};
+use crate::link::examine::{Found, call};
+use crate::link::fd::FdLink;
 use crate::link::plan::{self, Plan};
 use crate::link::{Capabilities, LinkKind};
 use crate::offload::vnet::VnetHeader;
@@ -32,6 +34,7 @@ pub fn open_packet(
     queues: usize,
     options: &LinkOptions,
 ) -> Result<FdLink, SetupError> {
+    plan::some_queues(queues)?;
     let failed = |name, source| call(name, interface.to_owned(), source);
     let mut fds = Vec::with_capacity(queues);
     let mut found = Vec::with_capacity(queues);
@@ -41,7 +44,7 @@ pub fn open_packet(
         let number = number.map_err(|e| failed("ioctl(SIOCGIFINDEX)", e))?;
         sys::bind_packet(fd.as_fd(), number, ETH_P_ALL).map_err(|e| failed("bind", e))?;
         found.push(examine(index, fd.as_fd())?);
-        fds.push(fd);
+        fds.push(fd.into());
     }
     FdLink::build(fds, &found, options)
 }
@@ -60,6 +63,7 @@ pub(super) fn examine(index: usize, fd: BorrowedFd<'_>) -> Result<Found, SetupEr
     if name.protocol == 0 {
         return wrong("an AF_PACKET socket that is bound to no protocol".to_owned());
     }
+    unused(index, fd)?;
     let link_header = match name.hardware {
         ARPHRD_ETHER | ARPHRD_LOOPBACK => LinkHeader::Ethernet,
         ARPHRD_NONE | ARPHRD_RAWIP => LinkHeader::None,
@@ -84,30 +88,51 @@ pub(super) fn examine(index: usize, fd: BorrowedFd<'_>) -> Result<Found, SetupEr
         vnet_header,
         link_header,
         interface: Some(interface),
+        interface_index: name.interface,
         mtu: Some(mtu),
         uso: size.is_ok(),
     })
 }
 
+/// Neither a ring nor a group can be shared with whoever has made it.
+fn unused(index: usize, fd: BorrowedFd<'_>) -> Result<(), SetupError> {
+    let used = |found: &str, expected| {
+        Err(SetupError::WrongKind { index, found: found.to_owned(), expected })
+    };
+    let failed = |error| call("getsockopt(PACKET_VERSION)", format!("descriptor {index}"), error);
+    if sys::has_ring(fd).map_err(failed)? {
+        return used(
+            "an AF_PACKET socket that has a ring (PACKET_RX_RING or PACKET_TX_RING: EBUSY)",
+            "an AF_PACKET socket without a ring",
+        );
+    }
+    if sys::in_fanout_group(fd) {
+        return used(
+            "an AF_PACKET socket that is in a group (PACKET_FANOUT: EALREADY)",
+            "an AF_PACKET socket in no group, for it can leave none",
+        );
+    }
+    Ok(())
+}
+
 /// Sets up one socket: vnet header, VLAN tags and lengths, no echo of what this host sends.
 pub(super) fn configure(
     index: usize,
-    fd: BorrowedFd<'_>,
+    descriptor: &mut Descriptor,
     plan: &mut Plan,
     options: &LinkOptions,
-    changes: &mut Changes,
 ) -> Result<(), SetupError> {
     let option = |name| (libc::SOL_PACKET, name);
     let subject = || format!("descriptor {index}");
-    changes
-        .set_option(index, fd, option(libc::PACKET_AUXDATA), 1)
+    descriptor
+        .set_option(option(libc::PACKET_AUXDATA), 1)
         .map_err(|e| call("setsockopt(PACKET_AUXDATA)", subject(), e))?;
     // Linux 4.20; without it outgoing frames are told apart by their packet type.
-    if let Err(error) = changes.set_option(index, fd, option(libc::PACKET_IGNORE_OUTGOING), 1) {
+    if let Err(error) = descriptor.set_option(option(libc::PACKET_IGNORE_OUTGOING), 1) {
         plan.notes.push(format!("descriptor {index}: PACKET_IGNORE_OUTGOING: {error}"));
     }
     if plan.vnet_header == VnetHeader::LEN
-        && let Err(error) = changes.set_option(index, fd, option(libc::PACKET_VNET_HDR), 1)
+        && let Err(error) = descriptor.set_option(option(libc::PACKET_VNET_HDR), 1)
     {
         if index > 0 {
             // The first one took it, so this one's refusal is an error and no missing feature.
@@ -130,40 +155,4 @@ pub(super) fn configure(
         };
     }
     Ok(())
-}
-
-/// Lets the sockets share the traffic, each flow on one of them; returns the group's number, which
-/// the kernel chose.
-pub(super) fn join_fanout(fds: &[OwnedFd]) -> Result<u16, SetupError> {
-    // The group has a hook of its own, which knows nothing of the sockets' PACKET_IGNORE_OUTGOING.
-    // The flag is newer (5.10); without it outgoing frames are told apart by their packet type.
-    let flags = libc::PACKET_FANOUT_HASH | libc::PACKET_FANOUT_FLAG_IGNORE_OUTGOING;
-    form_group(fds, flags).or_else(|error| match &error {
-        SetupError::Call { source, .. } if source.raw_os_error() == Some(libc::EINVAL) => {
-            form_group(fds, libc::PACKET_FANOUT_HASH)
-        }
-        _ => Err(error),
-    })
-}
-
-fn form_group(fds: &[OwnedFd], flags: libc::c_uint) -> Result<u16, SetupError> {
-    let mut group: u16 = 0;
-    for (index, fd) in fds.iter().enumerate() {
-        let unique = if index == 0 { libc::PACKET_FANOUT_FLAG_UNIQUEID } else { 0 };
-        let argument = ((flags | unique) << 16 | libc::c_uint::from(group)).cast_signed();
-        let (fd, subject) = (fd.as_fd(), || format!("descriptor {index}"));
-        if index > 0 {
-            // Until it joins, each socket has received what the first one has, too.
-            sys::discard_waiting(fd);
-        }
-        sys::set_option(fd, libc::SOL_PACKET, libc::PACKET_FANOUT, argument)
-            .map_err(|e| call("setsockopt(PACKET_FANOUT)", subject(), e))?;
-        if index == 0 {
-            let value = sys::option(fd, libc::SOL_PACKET, libc::PACKET_FANOUT)
-                .map_err(|e| call("getsockopt(PACKET_FANOUT)", subject(), e))?;
-            // The number is the low half; the mode is above it.
-            group = u16::try_from(value & 0xffff).unwrap_or(0);
-        }
-    }
-    Ok(group)
 }

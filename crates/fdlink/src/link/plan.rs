@@ -4,7 +4,8 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 
 use crate::batch::{ETHERNET_HEADER_LEN, LinkHeader, MacAddr};
 use crate::error::SetupError;
-use crate::link::fd::Found;
+use crate::link::examine::Found;
+use crate::link::extras::{self, Extras};
 use crate::link::{Capabilities, LinkKind};
 use crate::offload::vnet::VnetHeader;
 use crate::options::{LinkOptions, Mode, Offload};
@@ -21,6 +22,7 @@ pub(super) struct Plan {
     pub(super) vnet_header: usize,
     pub(super) capabilities: Capabilities,
     pub(super) gso_max_size: usize,
+    pub(super) extras: Extras,
     pub(super) notes: Vec<String>,
 }
 
@@ -45,7 +47,9 @@ pub(super) fn make(found: &[Found], options: &LinkOptions) -> Result<Plan, Setup
         save_restore: options.save_restore,
         disconnect_ok: options.disconnect_ok,
     };
-    let gso_max_size = if offload { gso_max_size(mtu, link_header, options)? } else { 0 };
+    let gso_max_size = gso_max_size(mtu, link_header, options)?;
+    let gso_max_size = if offload { gso_max_size } else { no_super_frames(options, &mut notes)? };
+    let extras = extras::plan(found, options, &mut notes)?;
     let address = match link_header {
         LinkHeader::Ethernet => Some(options.address.unwrap_or_else(random_address)),
         LinkHeader::None => None,
@@ -60,24 +64,35 @@ pub(super) fn make(found: &[Found], options: &LinkOptions) -> Result<Plan, Setup
         vnet_header,
         capabilities,
         gso_max_size,
+        extras,
         notes,
     })
+}
+
+/// Opening nothing is no link.
+pub(super) fn some_queues(queues: usize) -> Result<(), SetupError> {
+    if queues > 0 {
+        return Ok(());
+    }
+    let (expected, found) = ("at least 1".to_owned(), "0".to_owned());
+    Err(SetupError::Option { option: "queues", expected, found })
 }
 
 /// Several descriptors make one link only if frames on them mean the same.
 fn same_kind(first: &Found, found: &[Found]) -> Result<(), SetupError> {
     for (index, other) in found.iter().enumerate() {
-        let same = other.kind == first.kind
-            && other.interface == first.interface
-            && other.vnet_header == first.vnet_header
-            && other.link_header == first.link_header;
-        if !same {
-            return Err(SetupError::WrongKind {
-                index,
-                found: describe(other),
-                expected: "the same kind, interface and vnet header as descriptor 0",
-            });
-        }
+        let expected = if other.kind != first.kind {
+            "descriptors of the same kind as descriptor 0"
+        } else if other.interface != first.interface {
+            "descriptors of the same interface as descriptor 0"
+        } else if other.vnet_header != first.vnet_header {
+            "descriptors with as long a vnet header as descriptor 0"
+        } else if other.link_header != first.link_header {
+            "descriptors with the same link header as descriptor 0"
+        } else {
+            continue;
+        };
+        return Err(SetupError::WrongKind { index, found: describe(other), expected });
     }
     Ok(())
 }
@@ -151,7 +166,7 @@ pub(super) fn no_offload(
         notes.push(format!("no offload: {found}"));
         return Ok(());
     }
-    let expected = "a vnet header on the descriptor".to_owned();
+    let expected = "a vnet header on the descriptor, or one declared in band".to_owned();
     Err(SetupError::Option { option: "offload", expected, found })
 }
 
@@ -183,6 +198,21 @@ fn mtu(first: &Found, options: &LinkOptions, notes: &mut Vec<String>) -> Result<
     }
     let expected = "68 to 65536 bytes".to_owned();
     Err(SetupError::Option { option: "mtu", expected, found: mtu.to_string() })
+}
+
+/// A size for what cannot be sent was asked for in vain.
+fn no_super_frames(options: &LinkOptions, notes: &mut Vec<String>) -> Result<usize, SetupError> {
+    if let Some(size) = options.gso_max_size {
+        if !options.fallback {
+            return Err(SetupError::Option {
+                option: "gso_max_size",
+                expected: "a link with segmentation offload".to_owned(),
+                found: format!("{size} bytes on a link without"),
+            });
+        }
+        notes.push(format!("no super-frames of {size} bytes: no segmentation offload"));
+    }
+    Ok(0)
 }
 
 /// The longest super-frame: as many full segments as keep it below 64 KiB with room to spare.

@@ -3,8 +3,9 @@
 use std::os::fd::BorrowedFd;
 
 use crate::batch::LinkHeader;
+use crate::descriptor::Descriptor;
 use crate::error::SetupError;
-use crate::link::fd::{Changes, Found, call};
+use crate::link::examine::{Found, call};
 use crate::link::{LinkKind, packet};
 use crate::options::LinkOptions;
 use crate::sys::socket as sys;
@@ -36,6 +37,7 @@ pub(super) fn examine(
         vnet_header: 0,
         link_header: LinkHeader::None,
         interface: None,
+        interface_index: 0,
         mtu: None,
         // Both ends are programs that agreed on the header, so it means all it can.
         uso: options.in_band_vnet_header.is_some(),
@@ -44,8 +46,8 @@ pub(super) fn examine(
 
 /// Makes each message of a unix seqpacket socket say that it is one: to recv, a message of no bytes
 /// and the end of the peer are the same. Other families have no such option, and need none to work.
-pub(super) fn configure(index: usize, fd: BorrowedFd<'_>, changes: &mut Changes) {
-    drop(changes.set_option(index, fd, (libc::SOL_SOCKET, libc::SO_PASSCRED), 1));
+pub(super) fn configure(descriptor: &mut Descriptor) {
+    drop(descriptor.set_option((libc::SOL_SOCKET, libc::SO_PASSCRED), 1));
 }
 
 /// Whether each message says that it is one.

@@ -7,7 +7,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 use crate::batch::LinkHeader;
 use crate::error::SetupError;
 use crate::link::LinkKind;
-use crate::link::fd::{FdLink, Found, call};
+use crate::link::examine::{Found, call};
+use crate::link::fd::FdLink;
+use crate::link::{counters, plan};
 use crate::offload::vnet::VnetHeader;
 use crate::options::{LinkOptions, Offload};
 use crate::sys::{interface, socket as sys, tun};
@@ -38,6 +40,7 @@ fn open(
     queues: usize,
     options: &LinkOptions,
 ) -> Result<FdLink, SetupError> {
+    plan::some_queues(queues)?;
     let mut flags = libc::IFF_NO_PI;
     flags |= if kind == LinkKind::Tun { libc::IFF_TUN } else { libc::IFF_TAP };
     flags |= if queues > 1 { libc::IFF_MULTI_QUEUE } else { 0 };
@@ -59,7 +62,7 @@ fn open(
             len.map_err(|e| failed("ioctl(TUNSETVNETHDRSZ)", e))?;
         }
         found.push(examine(index, fd.as_fd())?);
-        fds.push(fd);
+        fds.push(fd.into());
     }
     FdLink::build(fds, &found, options)
 }
@@ -90,6 +93,9 @@ pub(super) fn examine(index: usize, fd: BorrowedFd<'_>) -> Result<Found, SetupEr
         Err(error) if error.raw_os_error() == Some(libc::EBADFD) => {
             return wrong("a TUN node that is attached to no device");
         }
+        Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {
+            return wrong("a macvtap node whose device is gone");
+        }
         Err(_) => return wrong("a character device that is no TUN or TAP"),
     };
     if flags & libc::IFF_NO_PI == 0 {
@@ -110,15 +116,18 @@ pub(super) fn examine(index: usize, fd: BorrowedFd<'_>) -> Result<Found, SetupEr
         kind: if tap { LinkKind::Tap } else { LinkKind::Tun },
         vnet_header,
         link_header: if tap { LinkHeader::Ethernet } else { LinkHeader::None },
-        mtu: mtu(&name),
+        mtu: mtu(fd, &name),
         interface: Some(name),
+        interface_index: 0,
         uso: false,
     })
 }
 
 /// The MTU of the device of that name in the caller's network namespace. The node itself does not
-/// tell, and a descriptor from elsewhere belongs to another namespace: then nothing is known.
-fn mtu(name: &str) -> Option<u32> {
+/// tell, and a descriptor from elsewhere belongs to another namespace: then nothing is known. (Who
+/// may not ask for namespaces, and who has a macvtap, gets the MTU of what has the name here.)
+fn mtu(fd: BorrowedFd<'_>, name: &str) -> Option<u32> {
     let socket = sys::open(libc::AF_INET, libc::SOCK_DGRAM).ok()?;
-    interface::mtu(socket.as_fd(), name).ok()
+    let here = counters::in_namespace_of(fd, socket.as_fd()).unwrap_or(true);
+    interface::mtu(socket.as_fd(), name).ok().filter(|_| here)
 }

@@ -5,7 +5,7 @@
 #![expect(unsafe_code, reason = "UNSAFETY, above")]
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use super::check;
 
@@ -100,4 +100,14 @@ pub(crate) fn mtu(socket: BorrowedFd<'_>, name: &str) -> io::Result<u32> {
     let mut request = Request::named(name)?;
     request.ask(socket, libc::SIOCGIFMTU)?;
     Ok(request.integer().cast_unsigned())
+}
+
+/// The network namespace that a socket is in. CAP_NET_ADMIN there.
+pub(crate) fn network_namespace(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    // linux/sockios.h
+    const SIOCGSKNS: libc::Ioctl = 0x894c;
+    // SAFETY: SIOCGSKNS takes no argument.
+    let namespace = check(unsafe { libc::ioctl(socket.as_raw_fd(), SIOCGSKNS) })?;
+    // SAFETY: the kernel returned this descriptor just now, so nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(namespace) })
 }

@@ -11,8 +11,10 @@
 use std::fmt;
 use std::io;
 use std::marker::PhantomData;
+use std::mem::offset_of;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::{check, check_len, len_of};
 
@@ -52,11 +54,14 @@ pub(crate) enum Ask {
     /// Whether it came with credentials (SO_PASSCRED), which every message on a unix socket does
     /// and the end of the peer does not.
     Credentials,
-    /// The sender's address and PACKET_AUXDATA (AF_PACKET).
+    /// The sender's address and PACKET_AUXDATA (AF_PACKET), and what else is switched on.
     PacketInfo,
+    /// SO_TIMESTAMPNS.
+    Timestamp,
 }
 
-/// What AF_PACKET says of a frame (PACKET_AUXDATA and `sll_pkttype`).
+/// What a socket says of a frame: AF_PACKET by PACKET_AUXDATA and `sll_pkttype`, any by
+/// SO_TIMESTAMPNS.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct PacketInfo {
     /// `sll_pkttype`.
@@ -67,10 +72,12 @@ pub(crate) struct PacketInfo {
     pub(crate) len: u32,
     pub(crate) vlan_tci: u16,
     pub(crate) vlan_tpid: u16,
+    /// When the kernel took it in, where it was asked.
+    pub(crate) timestamp: Option<SystemTime>,
 }
 
-/// Room for control messages. PACKET_AUXDATA takes CMSG_SPACE(20) = 40 bytes; the rest is for
-/// others that the owner of an adopted socket may have switched on.
+/// Room for control messages. PACKET_AUXDATA takes CMSG_SPACE(20) = 40 bytes, SO_TIMESTAMPNS
+/// CMSG_SPACE(16) = 32; the rest is for others that the owner of an adopted socket may have switched on.
 const CONTROL_LEN: usize = 128;
 
 #[derive(Clone, Copy)]
@@ -169,7 +176,7 @@ impl Incoming {
     pub(crate) fn packet_info(&self, index: usize) -> PacketInfo {
         let filled = self.headers[index].msg_hdr.msg_controllen;
         let control = &self.controls[index].0;
-        let mut info = auxdata(&control[..filled.min(CONTROL_LEN)]).unwrap_or_default();
+        let mut info = control_messages(&control[..filled.min(CONTROL_LEN)]);
         info.packet_type = self.names[index].sll_pkttype;
         info
     }
@@ -201,6 +208,8 @@ impl Incoming {
             if self.ask == Ask::PacketInfo {
                 message.msg_name = (&raw mut *name).cast();
                 message.msg_namelen = len_of::<libc::sockaddr_ll>();
+            }
+            if matches!(self.ask, Ask::PacketInfo | Ask::Timestamp) {
                 message.msg_control = control.0.as_mut_ptr().cast();
                 message.msg_controllen = CONTROL_LEN;
             }
@@ -220,29 +229,52 @@ fn empty_header() -> libc::mmsghdr {
     unsafe { std::mem::zeroed() }
 }
 
-/// Finds PACKET_AUXDATA among control messages. Layout of each (`struct cmsghdr` on the 64-bit
-/// targets this builds for): length of header and data as usize, level, type, data; padded to 8.
-fn auxdata(mut control: &[u8]) -> Option<PacketInfo> {
-    const HEADER: usize = size_of::<libc::cmsghdr>();
-    loop {
-        let len = usize::from_ne_bytes(*control.first_chunk()?);
-        let level = i32::from_ne_bytes(*control.get(8..)?.first_chunk()?);
-        let kind = i32::from_ne_bytes(*control.get(12..)?.first_chunk()?);
-        if level == libc::SOL_PACKET && kind == libc::PACKET_AUXDATA {
-            let data = control.get(HEADER..len)?;
-            let word = |at: usize| Some(u32::from_ne_bytes(*data.get(at..)?.first_chunk()?));
-            let half = |at: usize| Some(u16::from_ne_bytes(*data.get(at..)?.first_chunk()?));
-            return Some(PacketInfo {
-                packet_type: 0,
-                status: word(std::mem::offset_of!(libc::tpacket_auxdata, tp_status))?,
-                len: word(std::mem::offset_of!(libc::tpacket_auxdata, tp_len))?,
-                vlan_tci: half(std::mem::offset_of!(libc::tpacket_auxdata, tp_vlan_tci))?,
-                vlan_tpid: half(std::mem::offset_of!(libc::tpacket_auxdata, tp_vlan_tpid))?,
-            });
+/// What control messages say. Layout of each (`struct cmsghdr` on the 64-bit targets this builds
+/// for): length of header and data as usize, level, type, data; padded to 8.
+fn control_messages(mut control: &[u8]) -> PacketInfo {
+    let mut info = PacketInfo::default();
+    while let Some((level, kind, data, rest)) = control_message(control) {
+        match (level, kind) {
+            (libc::SOL_PACKET, libc::PACKET_AUXDATA) => drop(auxdata(data, &mut info)),
+            (libc::SOL_SOCKET, libc::SCM_TIMESTAMPNS) => info.timestamp = timespec(data),
+            _ => {}
         }
-        let next = len.checked_next_multiple_of(8).filter(|next| *next >= HEADER)?;
-        control = control.get(next..)?;
+        control = rest;
     }
+    info
+}
+
+/// Level, type and data of the first control message, and what follows it.
+fn control_message(control: &[u8]) -> Option<(i32, i32, &[u8], &[u8])> {
+    const HEADER: usize = size_of::<libc::cmsghdr>();
+    let len = usize::from_ne_bytes(*control.first_chunk()?);
+    let level = i32::from_ne_bytes(*control.get(8..)?.first_chunk()?);
+    let kind = i32::from_ne_bytes(*control.get(12..)?.first_chunk()?);
+    let data = control.get(HEADER..len)?;
+    let rest = control.get(len.checked_next_multiple_of(8)?..).unwrap_or(&[]);
+    Some((level, kind, data, rest))
+}
+
+/// A `struct tpacket_auxdata`.
+fn auxdata(data: &[u8], info: &mut PacketInfo) -> Option<()> {
+    let word = |at: usize| Some(u32::from_ne_bytes(*data.get(at..)?.first_chunk()?));
+    let half = |at: usize| Some(u16::from_ne_bytes(*data.get(at..)?.first_chunk()?));
+    *info = PacketInfo {
+        status: word(offset_of!(libc::tpacket_auxdata, tp_status))?,
+        len: word(offset_of!(libc::tpacket_auxdata, tp_len))?,
+        vlan_tci: half(offset_of!(libc::tpacket_auxdata, tp_vlan_tci))?,
+        vlan_tpid: half(offset_of!(libc::tpacket_auxdata, tp_vlan_tpid))?,
+        ..*info
+    };
+    Some(())
+}
+
+/// A `struct timespec` since 1970: seconds and nanoseconds as i64.
+fn timespec(data: &[u8]) -> Option<SystemTime> {
+    let seconds = i64::from_ne_bytes(*data.first_chunk()?);
+    let nanos = i64::from_ne_bytes(*data.get(8..)?.first_chunk()?);
+    let since = Duration::from_secs(seconds.try_into().ok()?);
+    UNIX_EPOCH.checked_add(since)?.checked_add(Duration::from_nanos(nanos.try_into().ok()?))
 }
 
 /// The arrays that describe a list of outgoing messages.
@@ -369,14 +401,27 @@ mod tests {
             data.extend(half.to_ne_bytes());
         }
         let mut control = message(libc::SOL_SOCKET, libc::SCM_TIMESTAMP, &[0; 15]);
-        assert!(auxdata(&control).is_none());
+        assert_eq!(control_messages(&control).len, 0);
         control.extend(message(libc::SOL_PACKET, libc::PACKET_AUXDATA, &data));
-        let info = auxdata(&control).unwrap();
+        let info = control_messages(&control);
         assert_eq!((info.status, info.len), (0x51, 1500));
         assert_eq!((info.vlan_tci, info.vlan_tpid), (7, 0x8100));
         for cut in 0..control.len() - 4 {
-            assert!(auxdata(&control[..cut]).is_none(), "cut to {cut}");
+            assert_eq!(control_messages(&control[..cut]).len, 0, "cut to {cut}");
         }
+    }
+
+    #[test]
+    fn time_stamps_are_found_and_strange_ones_are_none() {
+        let stamp = |seconds: i64, nanos: i64| {
+            let data = [seconds, nanos].map(i64::to_ne_bytes);
+            let control = message(libc::SOL_SOCKET, libc::SCM_TIMESTAMPNS, data.as_flattened());
+            control_messages(&control).timestamp
+        };
+        assert_eq!(stamp(7, 9), Some(UNIX_EPOCH + Duration::new(7, 9)));
+        assert_eq!(stamp(-1, 0), None);
+        assert_eq!(stamp(1, -1), None);
+        assert_eq!(stamp(i64::MAX, i64::MAX), None);
     }
 
     #[test]
@@ -384,7 +429,7 @@ mod tests {
         for len in [0, 15, usize::MAX, usize::MAX - 7] {
             let mut control = message(1, 1, &[0; 64]);
             control[..8].copy_from_slice(&len.to_ne_bytes());
-            assert!(auxdata(&control).is_none(), "{len}");
+            assert!(control_message(&control).is_none(), "{len}");
         }
     }
 }

@@ -5,7 +5,6 @@
 #![expect(unsafe_code, reason = "UNSAFETY, above")]
 
 use std::io;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use super::{check, len_of};
@@ -19,32 +18,15 @@ pub(crate) fn open(domain: libc::c_int, kind: libc::c_int) -> io::Result<OwnedFd
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// What fstat says the descriptor is (`st_mode & S_IFMT`).
-pub(crate) fn file_type(fd: BorrowedFd<'_>) -> io::Result<libc::mode_t> {
-    let mut stat = MaybeUninit::<libc::stat>::uninit();
-    // SAFETY: `stat` is writable and as large as fstat's result.
-    check(unsafe { libc::fstat(fd.as_raw_fd(), stat.as_mut_ptr()) })?;
-    // SAFETY: fstat succeeded and so filled the whole structure.
-    let stat = unsafe { stat.assume_init() };
-    Ok(stat.st_mode & libc::S_IFMT)
-}
-
-/// The status flags (F_GETFL).
-pub(crate) fn status_flags(fd: BorrowedFd<'_>) -> io::Result<libc::c_int> {
-    // SAFETY: F_GETFL takes no argument.
-    check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) })
-}
-
-/// Replaces the status flags (F_SETFL).
-pub(crate) fn set_status_flags(fd: BorrowedFd<'_>, flags: libc::c_int) -> io::Result<()> {
-    // SAFETY: F_SETFL takes one integer.
-    check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags) }).map(|_| ())
-}
-
-/// Sets close-on-exec, which is a property of the descriptor and not of what it refers to.
-pub(crate) fn set_close_on_exec(fd: BorrowedFd<'_>) -> io::Result<()> {
-    // SAFETY: F_SETFD takes one integer.
-    check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC) }).map(|_| ())
+/// Makes a pair of AF_UNIX sockets that are connected to each other, blocking and closed on exec.
+pub(crate) fn pair(kind: libc::c_int) -> io::Result<(OwnedFd, OwnedFd)> {
+    let mut raw = [-1; 2];
+    let (kind, at) = (kind | libc::SOCK_CLOEXEC, raw.as_mut_ptr());
+    // SAFETY: socketpair writes two integers, and `at` points to as many.
+    check(unsafe { libc::socketpair(libc::AF_UNIX, kind, 0, at) })?;
+    // SAFETY: socketpair returned both descriptors just now, so nobody else owns them.
+    let [one, other] = raw.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
+    Ok((one, other))
 }
 
 /// A socket option that is an integer.
@@ -152,4 +134,43 @@ pub(crate) fn discard_waiting(fd: BorrowedFd<'_>) {
     let mut byte = [0; 1];
     let mut messages = (0..MOST).map(|_| super::message::recv(fd, &mut byte));
     while messages.next().is_some_and(|result| result.is_ok()) {}
+}
+
+/// Whether an AF_PACKET socket has a ring, found out by an attempt that changes nothing: as long
+/// as there is one its version cannot be set, not even to what it is.
+pub(crate) fn has_ring(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    let version = option(fd, libc::SOL_PACKET, libc::PACKET_VERSION)?;
+    let again = set_option(fd, libc::SOL_PACKET, libc::PACKET_VERSION, version);
+    Ok(again.is_err_and(|error| error.raw_os_error() == Some(libc::EBUSY)))
+}
+
+/// Whether an AF_PACKET socket is in a fanout group, found out by an attempt that fails: that it is
+/// in one is checked before a number that nobody may ask for is refused (fanout_add,
+/// net/packet/af_packet.c).
+pub(crate) fn in_fanout_group(fd: BorrowedFd<'_>) -> bool {
+    let argument = (libc::PACKET_FANOUT_FLAG_UNIQUEID << 16 | 1).cast_signed();
+    set_option(fd, libc::SOL_PACKET, libc::PACKET_FANOUT, argument)
+        .is_err_and(|error| error.raw_os_error() == Some(libc::EALREADY))
+}
+
+/// Has the interface receive everyone's frames as long as the AF_PACKET socket is open.
+pub(crate) fn add_promiscuous(fd: BorrowedFd<'_>, interface: libc::c_int) -> io::Result<()> {
+    promiscuous(fd, libc::PACKET_ADD_MEMBERSHIP, interface)
+}
+
+/// Takes [`add_promiscuous`] back.
+pub(crate) fn drop_promiscuous(fd: BorrowedFd<'_>, interface: libc::c_int) -> io::Result<()> {
+    promiscuous(fd, libc::PACKET_DROP_MEMBERSHIP, interface)
+}
+
+fn promiscuous(fd: BorrowedFd<'_>, name: libc::c_int, interface: libc::c_int) -> io::Result<()> {
+    let request = libc::packet_mreq {
+        mr_ifindex: interface,
+        mr_type: 1, // PACKET_MR_PROMISC, in the type of this field
+        mr_alen: 0,
+        mr_address: [0; 8],
+    };
+    let (at, len) = ((&raw const request).cast(), len_of::<libc::packet_mreq>());
+    // SAFETY: `at` points to the `len` bytes of `request`.
+    check(unsafe { libc::setsockopt(fd.as_raw_fd(), libc::SOL_PACKET, name, at, len) }).map(|_| ())
 }

@@ -5,7 +5,7 @@
 
 use std::fs::OpenOptions;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use super::check;
@@ -59,4 +59,22 @@ pub(crate) fn set_offload(fd: BorrowedFd<'_>, offload: libc::c_uint) -> io::Resu
     // SAFETY: TUNSETOFFLOAD takes an integer and no pointer.
     check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(offload)) })
         .map(|_| ())
+}
+
+/// Takes the filter off the TAP device behind the descriptor, if it has one.
+pub(crate) fn detach_filter(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let none = libc::sock_fprog { len: 0, filter: std::ptr::null_mut() };
+    // SAFETY: TUNDETACHFILTER is declared to read a sock_fprog, which is what it is given.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNDETACHFILTER, &raw const none) })
+        .map(|_| ())
+}
+
+/// The network namespace that the device behind the descriptor is in now. CAP_NET_ADMIN there.
+pub(crate) fn network_namespace(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    // linux/if_tun.h: _IO('T', 227); macvtap does not know it.
+    const TUNGETDEVNETNS: libc::Ioctl = 0x54e3;
+    // SAFETY: TUNGETDEVNETNS takes no argument.
+    let namespace = check(unsafe { libc::ioctl(fd.as_raw_fd(), TUNGETDEVNETNS) })?;
+    // SAFETY: the kernel returned this descriptor just now, so nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(namespace) })
 }

@@ -9,11 +9,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 /// An AF_PACKET socket bound to the interface of that index: with a vnet header of 10 bytes, and
 /// without what this host sends itself.
 pub(crate) fn open(index: u32) -> io::Result<OwnedFd> {
-    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
-    // SAFETY: socket takes three integers.
-    let raw = check(unsafe { libc::socket(libc::AF_PACKET, kind, 0) })?;
-    // SAFETY: socket returned this descriptor just now, so nobody else owns it.
-    let fd = unsafe { OwnedFd::from_raw_fd(raw) };
+    let fd = socket()?;
     for name in [libc::PACKET_VNET_HDR, libc::PACKET_IGNORE_OUTGOING] {
         set_option(&fd, libc::SOL_PACKET, name, 1)?;
     }
@@ -26,6 +22,21 @@ pub(crate) fn open(index: u32) -> io::Result<OwnedFd> {
 /// PACKET_VNET_HDR_SZ.
 pub(crate) fn set_vnet_header_len(fd: &OwnedFd, len: libc::c_int) -> io::Result<()> {
     set_option(fd, libc::SOL_PACKET, libc::PACKET_VNET_HDR_SZ, len)
+}
+
+/// An AF_PACKET socket bound to the interface of that index, and otherwise as it is made.
+pub(crate) fn open_plain(index: u32) -> io::Result<OwnedFd> {
+    let fd = socket()?;
+    bind(&fd, index)?;
+    Ok(fd)
+}
+
+fn socket() -> io::Result<OwnedFd> {
+    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
+    // SAFETY: socket takes three integers.
+    let raw = check(unsafe { libc::socket(libc::AF_PACKET, kind, 0) })?;
+    // SAFETY: socket returned this descriptor just now, so nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(raw) })
 }
 
 fn bind(fd: &OwnedFd, index: u32) -> io::Result<()> {
