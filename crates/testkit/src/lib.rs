@@ -44,3 +44,12 @@ pub fn has_tun(test: &str) -> bool {
 pub fn clear_tun_offloads(fd: std::os::fd::BorrowedFd<'_>) -> std::io::Result<()> {
     sys::tun::clear_offloads(fd)
 }
+
+/// Makes an AF_PACKET socket cut what it receives to so many bytes, by a filter.
+///
+/// # Errors
+///
+/// Where the descriptor is no socket.
+pub fn cut_frames(fd: std::os::fd::BorrowedFd<'_>, bytes: u32) -> std::io::Result<()> {
+    sys::packet::cut_frames(fd, bytes)
+}
