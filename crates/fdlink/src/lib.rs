@@ -116,6 +116,9 @@ pub mod batch;
 pub mod dispatcher;
 pub mod endpoint;
 pub mod error;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod link;
 pub mod offload;
 pub mod options;
@@ -131,6 +134,6 @@ pub use dispatcher::{NetworkDispatcher, QueueIndex};
 pub use endpoint::{AttachError, Endpoint, JoinError, LinkEndpoint, TxPacket};
 pub use error::SetupError;
 pub use link::{Capabilities, FdLink, Link, LinkKind, LinkProperties};
-pub use options::{LinkOptions, Mode, Offload};
+pub use options::{LinkOptions, Mode, Offload, RingVersion};
 pub use queue::{Closed, Fill, QueuePair, Receive, Sent, Transmit, Wakeup};
 pub use report::Report;

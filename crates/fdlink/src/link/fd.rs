@@ -9,17 +9,17 @@ use std::sync::Arc;
 use crate::batch::LinkHeader;
 use crate::error::SetupError;
 use crate::io::mmsg::RecvMmsg;
-use crate::io::packet_mmap::{self, PacketMmap};
+use crate::io::packet_mmap::PacketMmap;
 use crate::io::readv::Readv;
 use crate::io::transmit::Sender;
 use crate::io::{Channel, Port};
 use crate::link::plan::{self, Plan};
-use crate::link::{Link, LinkKind, LinkProperties, packet, socket, tun};
+use crate::link::{Link, LinkKind, LinkProperties, packet, ring, socket, tun};
 use crate::options::{LinkOptions, Mode};
 use crate::queue::{QueuePair, Receive};
 use crate::report::{DescriptorReport, Report};
 use crate::stats::LinkStats;
-use crate::sys::ring::Ring;
+use crate::sys::ring::{Geometry, Ring};
 use crate::sys::socket as sys;
 
 /// A link over one or more descriptors of one kind, which it owns.
@@ -96,8 +96,9 @@ impl FdLink {
         options: &LinkOptions,
     ) -> Result<Self, SetupError> {
         let mut plan = plan::make(found, options)?;
+        let layout = ring::layout(&plan, options)?;
         let mut changes = Changes::default();
-        match Self::apply(&fds, &mut plan, options, &mut changes) {
+        match Self::apply(&fds, &mut plan, layout, options, &mut changes) {
             Ok((rings, descriptors)) => {
                 Ok(Self::assemble(fds, found, rings, descriptors, plan, options))
             }
@@ -112,6 +113,7 @@ impl FdLink {
     fn apply(
         fds: &[OwnedFd],
         plan: &mut Plan,
+        layout: Option<Geometry>,
         options: &LinkOptions,
         changes: &mut Changes,
     ) -> Result<(Vec<Option<Ring>>, Vec<DescriptorReport>), SetupError> {
@@ -137,41 +139,14 @@ impl FdLink {
                 Err(error) => plan.notes.push(format!("no super-frames come in: {error}")),
             }
         }
-        let rings = Self::rings(fds, plan, options)?;
+        let rings = ring::map(fds, layout, plan, options)?;
         for (descriptor, ring) in descriptors.iter_mut().zip(&rings) {
-            descriptor.ring = ring.as_ref().map_or(0, Ring::len);
+            if let Some(ring) = ring {
+                ring::report(ring, descriptor);
+            }
             descriptor.vnet_header_len = plan.vnet_header;
         }
         Ok((rings, descriptors))
-    }
-
-    /// Maps the rings, or falls back together: the queues of a link have one mode.
-    fn rings(
-        fds: &[OwnedFd],
-        plan: &mut Plan,
-        options: &LinkOptions,
-    ) -> Result<Vec<Option<Ring>>, SetupError> {
-        if plan.mode != Mode::PacketMmap {
-            return Ok(fds.iter().map(|_| None).collect());
-        }
-        let mut rings = Vec::with_capacity(fds.len());
-        for (index, fd) in fds.iter().enumerate() {
-            match Ring::new(fd.as_fd(), packet_mmap::geometry()) {
-                Ok(ring) => rings.push(Some(ring)),
-                Err(source) => {
-                    drop(rings);
-                    fds[..index].iter().for_each(|fd| drop(Ring::remove(fd.as_fd())));
-                    if !options.fallback {
-                        let subject = format!("descriptor {index}");
-                        return Err(call("setsockopt(PACKET_RX_RING)", subject, source));
-                    }
-                    plan.notes.push(format!("no ring on descriptor {index} ({source}): readv"));
-                    plan.mode = Mode::Readv;
-                    return Ok(fds.iter().map(|_| None).collect());
-                }
-            }
-        }
-        Ok(rings)
     }
 
     fn assemble(
@@ -183,7 +158,7 @@ impl FdLink {
         options: &LinkOptions,
     ) -> Self {
         let queue_bytes = |report: &DescriptorReport| match plan.kind {
-            LinkKind::Packet if report.ring > 0 => report.ring,
+            LinkKind::Packet if report.ring > 0 => ring::queue_bytes(report, plan.max_frame_len),
             LinkKind::Packet => report.receive_buffer,
             _ => 0,
         };
@@ -224,12 +199,7 @@ impl FdLink {
 
     /// Gives the descriptors back. They stay as the link has set them up, without rings.
     pub fn into_fds(self) -> Vec<OwnedFd> {
-        let with_ring: Vec<bool> = self.rings.iter().map(Option::is_some).collect();
-        drop(self.rings);
-        for (fd, _) in self.fds.iter().zip(with_ring).filter(|(_, ring)| *ring) {
-            // It can only fail while a ring is mapped, which it no longer is.
-            drop(Ring::remove(fd.as_fd()));
-        }
+        ring::take_off(&self.fds, self.rings);
         self.fds
     }
 

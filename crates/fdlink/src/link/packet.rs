@@ -9,7 +9,7 @@ use crate::link::plan::{self, Plan};
 use crate::link::{Capabilities, LinkKind};
 use crate::offload::vnet::VnetHeader;
 use crate::options::LinkOptions;
-use crate::sys::{interface, socket as sys};
+use crate::sys::{interface, ring, socket as sys};
 
 // if_ether.h: every protocol. In the type of `sll_protocol`.
 const ETH_P_ALL: u16 = 3;
@@ -48,7 +48,8 @@ pub fn open_packet(
 
 /// Reads back what an AF_PACKET SOCK_RAW socket is.
 pub(super) fn examine(index: usize, fd: BorrowedFd<'_>) -> Result<Found, SetupError> {
-    const EXPECTED: &str = "an AF_PACKET socket that is bound to an Ethernet or IP interface";
+    const EXPECTED: &str =
+        "an AF_PACKET socket without a ring that is bound to an Ethernet or IP interface";
     let subject = || format!("descriptor {index}");
     let wrong = |found| Err(SetupError::WrongKind { index, found, expected: EXPECTED });
     let name = sys::packet_name(fd).map_err(|e| call("getsockname", subject(), e))?;
@@ -59,6 +60,10 @@ pub(super) fn examine(index: usize, fd: BorrowedFd<'_>) -> Result<Found, SetupEr
     }
     if name.protocol == 0 {
         return wrong("an AF_PACKET socket that is bound to no protocol".to_owned());
+    }
+    if ring::has_ring(fd).map_err(|e| call("setsockopt(PACKET_VERSION)", subject(), e))? {
+        // Its frames go there, so no mode would see any, and it cannot be taken from its owner.
+        return wrong("an AF_PACKET socket that has a ring already".to_owned());
     }
     let link_header = match name.hardware {
         ARPHRD_ETHER | ARPHRD_LOOPBACK => LinkHeader::Ethernet,
