@@ -39,8 +39,9 @@ const EMPTY_VISITS_BETWEEN_CHECKS: u32 = 16;
 /// Receives from a ring, a block or a run of slots at a time.
 #[derive(Debug)]
 pub(crate) struct PacketMmap {
-    inlet: Inlet,
+    // The ring first: it is unmapped before its socket may be closed.
     ring: Ring,
+    inlet: Inlet,
     empty_visits: u32,
     frames: Vec<RxDescriptor>,
 }
@@ -52,7 +53,7 @@ impl PacketMmap {
             RingVersion::V3 => ring.geometry().slot_len as usize / walk::SHORTEST_STEP,
         };
         let frames = Vec::with_capacity(most);
-        Self { inlet: Inlet::new(port), ring, empty_visits: 0, frames }
+        Self { ring, inlet: Inlet::new(port), empty_visits: 0, frames }
     }
 
     /// Nothing in the ring: now and then, ask why.
