@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use crate::options::BpfInstruction;
-use crate::sys::ring::Ring;
+use crate::sys::ring::OnSocket;
 use crate::sys::{descriptor, filter, socket, tun};
 
 /// A descriptor, and what is to be put back on it.
@@ -35,7 +35,7 @@ enum Change {
     Promiscuous {
         interface: libc::c_int,
     },
-    Ring,
+    Ring(OnSocket),
 }
 
 impl Descriptor {
@@ -74,13 +74,13 @@ impl Descriptor {
     }
 
     /// Remembers that there is a ring now, which can only be taken off once it is unmapped.
-    pub(crate) fn remember_ring(&mut self) {
-        self.changes.push(Change::Ring);
+    pub(crate) fn remember_ring(&mut self, ring: OnSocket) {
+        self.changes.push(Change::Ring(ring));
     }
 
     /// Takes off the ring, which must be unmapped.
     pub(crate) fn remove_ring(&mut self) {
-        self.put_back(|change| matches!(change, Change::Ring));
+        self.put_back(|change| matches!(change, Change::Ring(_)));
     }
 
     /// Attaches a filter to a socket.
@@ -146,7 +146,10 @@ impl Descriptor {
             Change::Flags(old) => descriptor::set_status_flags(fd, *old),
             Change::Option { level, name, value } => socket::set_option(fd, *level, *name, *value),
             Change::Promiscuous { interface } => socket::drop_promiscuous(fd, *interface),
-            Change::Ring => Ring::remove(fd),
+            Change::Ring(ring) => {
+                ring.take_off(fd);
+                Ok(())
+            }
         }
     }
 }

@@ -68,8 +68,8 @@ impl Port {
     fn ask(&self) -> Ask {
         match self.channel {
             Channel::Packet => Ask::PacketInfo,
-            Channel::UnixSeqpacket => Ask::Credentials,
             _ if self.timestamps => Ask::Timestamp,
+            Channel::UnixSeqpacket => Ask::Credentials,
             _ => Ask::Bytes,
         }
     }

@@ -116,6 +116,9 @@ pub mod batch;
 pub mod dispatcher;
 pub mod endpoint;
 pub mod error;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod link;
 pub mod offload;
 pub mod options;
@@ -135,6 +138,6 @@ pub use endpoint::{
 };
 pub use error::SetupError;
 pub use link::{Capabilities, FdLink, Link, LinkKind, LinkProperties};
-pub use options::{BpfInstruction, Fanout, FanoutMode, LinkOptions, Mode, Offload};
+pub use options::{BpfInstruction, Fanout, FanoutMode, LinkOptions, Mode, Offload, RingVersion};
 pub use queue::{Closed, Fill, QueuePair, Receive, Sent, Transmit, Wakeup};
 pub use report::Report;

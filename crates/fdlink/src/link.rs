@@ -10,6 +10,7 @@ mod fd;
 mod packet;
 mod pair;
 mod plan;
+mod ring;
 mod socket;
 mod tun;
 
@@ -97,7 +98,7 @@ pub struct LinkProperties {
     /// How many descriptors, and so queue pairs.
     pub queues: usize,
     /// Bytes that the kernel queues for one descriptor before it drops, as it accounts them
-    /// (SO_RCVBUF, the ring's size); 0 where nobody knows.
+    /// (SO_RCVBUF, a V3 ring's size, a frame of the MTU for each slot of V2); 0 where nobody knows.
     pub rx_queue_bytes: usize,
 }
 

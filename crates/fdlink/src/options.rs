@@ -52,6 +52,17 @@ impl std::str::FromStr for Mode {
 #[error("a mode is one of auto, readv, recvmmsg, packet-mmap")]
 pub struct UnknownMode;
 
+/// How the kernel lays out and hands over a ring ([`Mode::PacketMmap`]).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum RingVersion {
+    /// TPACKET_V2: a slot for each frame, ours as soon as it is written. For latency.
+    V2,
+    /// TPACKET_V3: frames one behind the other in blocks, which are ours when they are full or a
+    /// millisecond after their first frame. For throughput.
+    #[default]
+    V3,
+}
+
 /// Which offloads a link is to use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Offload {
@@ -140,6 +151,8 @@ pub struct LinkOptions {
     pub(crate) promiscuous: bool,
     pub(crate) filter: Option<Vec<BpfInstruction>>,
     pub(crate) timestamps: bool,
+    pub(crate) ring_version: RingVersion,
+    pub(crate) ring_bytes: Option<usize>,
 }
 
 impl LinkOptions {
@@ -261,6 +274,20 @@ impl LinkOptions {
     /// own stamps), for [`RxMeta::timestamp`](crate::batch::RxMeta::timestamp). Sockets only.
     pub fn timestamps(mut self, timestamps: bool) -> Self {
         self.timestamps = timestamps;
+        self
+    }
+
+    /// Which kind of ring [`Mode::PacketMmap`] uses; nothing to the other modes. Default: V3.
+    pub fn ring_version(mut self, version: RingVersion) -> Self {
+        self.ring_version = version;
+        self
+    }
+
+    /// Bytes that the ring of one descriptor may take, which the kernel allocates at once; nothing
+    /// to the other modes. Rounded down to whole slots of 128 KiB (or a page where pages are
+    /// larger); from 64 of them, 8 MiB, to 1 GiB. Default: 256, 32 MiB.
+    pub fn ring_bytes(mut self, bytes: usize) -> Self {
+        self.ring_bytes = Some(bytes);
         self
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::link::LinkKind;
-use crate::options::{Fanout, Mode};
+use crate::options::{Fanout, Mode, RingVersion};
 
 /// What a link was asked for and what it is.
 #[derive(Clone, Debug)]
@@ -33,6 +33,8 @@ pub struct DescriptorReport {
     pub send_buffer: usize,
     /// Ring memory, in bytes; 0 without a ring.
     pub ring: usize,
+    /// How that memory is laid out; `None` without a ring.
+    pub ring_layout: Option<RingLayout>,
     /// The number of the fanout group it joined, of the kernel's choice; 0 is one.
     pub fanout_group: Option<u16>,
     /// How that group shares.
@@ -45,10 +47,34 @@ pub struct DescriptorReport {
     pub timestamps: bool,
 }
 
+/// How a ring is laid out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RingLayout {
+    /// What the kernel puts into a slot, and when it hands it over.
+    pub version: RingVersion,
+    /// Slots (V2) or blocks (V3).
+    pub slots: usize,
+    /// Bytes of each.
+    pub slot_len: usize,
+}
+
+impl fmt::Display for RingLayout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (slots, kib) = (self.slots, self.slot_len / 1024);
+        match self.version {
+            RingVersion::V2 => write!(f, "TPACKET_V2, {slots} slots of {kib} KiB"),
+            RingVersion::V3 => write!(f, "TPACKET_V3, {slots} blocks of {kib} KiB"),
+        }
+    }
+}
+
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (kind, count) = (self.kind.name(), self.descriptors.len());
         write!(f, "{kind} × {count}, {} (asked: {})", self.mode, self.asked_mode)?;
+        if let Some(layout) = self.descriptors.first().and_then(|first| first.ring_layout) {
+            write!(f, "; {layout}")?;
+        }
         for note in &self.notes {
             write!(f, "; {note}")?;
         }

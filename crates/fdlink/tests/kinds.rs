@@ -1,5 +1,5 @@
 //! What belongs to one kind of descriptor: what is refused and how, fallbacks, headers in band,
-//! fanout, rings under a sleeping reader, VLAN tags, descriptors from elsewhere.
+//! fanout, VLAN tags, descriptors from elsewhere. Rings are in `ring.rs`.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod common;
@@ -279,29 +279,6 @@ fn a_flow_stays_on_one_socket_of_a_group() {
             assert_eq!(total, 200);
             assert!(owner.iter().flatten().any(|index| Some(*index) != owner[1]), "all on one");
         }
-    });
-}
-
-#[test]
-fn a_sleeping_reader_loses_nothing_of_a_trickle() {
-    testkit::in_namespace(|| {
-        let mut rig = Rig::new(Kind::Packet, Mode::PacketMmap);
-        let mut sent = 0_u8;
-        for _ in 0..3 {
-            // 200 ms, a frame every 1.2 ms or so: each goes to a block of its own.
-            let end = std::time::Instant::now() + Duration::from_millis(200);
-            let mut frames = Vec::new();
-            while std::time::Instant::now() < end {
-                let frame = rig.kind.frame(100, sent);
-                rig.peer.send(&frame).unwrap();
-                frames.push(frame);
-                sent = sent.wrapping_add(1);
-                std::thread::sleep(Duration::from_micros(1100));
-            }
-            assert_eq!(rig.recv(frames.len()), frames);
-        }
-        drop(rig.rx);
-        assert_eq!(rig.stats.rx().kernel_drops, 0);
     });
 }
 

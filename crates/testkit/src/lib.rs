@@ -104,3 +104,12 @@ pub fn filter_len(fd: std::os::fd::BorrowedFd<'_>) -> std::io::Result<u32> {
 pub fn closed_descriptor() -> std::os::fd::BorrowedFd<'static> {
     sys::option::closed()
 }
+
+/// Makes an AF_PACKET socket cut what it receives to so many bytes, by a filter.
+///
+/// # Errors
+///
+/// Where the descriptor is no socket.
+pub fn cut_frames(fd: std::os::fd::BorrowedFd<'_>, bytes: u32) -> std::io::Result<()> {
+    sys::packet::cut_frames(fd, bytes)
+}

@@ -9,19 +9,19 @@ use std::sync::Arc;
 use crate::descriptor::Descriptor;
 use crate::error::SetupError;
 use crate::io::mmsg::RecvMmsg;
-use crate::io::packet_mmap::{self, PacketMmap};
+use crate::io::packet_mmap::PacketMmap;
 use crate::io::readv::Readv;
 use crate::io::transmit::Sender;
 use crate::io::{Channel, Port};
 use crate::link::counters::DeviceCounters;
 use crate::link::examine::{self, Found, call};
 use crate::link::plan::{self, Plan};
-use crate::link::{Link, LinkKind, LinkProperties, extras, fanout, packet, socket, tun};
+use crate::link::{Link, LinkKind, LinkProperties, extras, fanout, packet, ring, socket, tun};
 use crate::options::{LinkOptions, Mode};
 use crate::queue::{QueuePair, Receive};
 use crate::report::{DescriptorReport, Report};
 use crate::stats::LinkStats;
-use crate::sys::ring::Ring;
+use crate::sys::ring::{Geometry, Ring};
 use crate::sys::socket as sys;
 
 /// A link over one or more descriptors of one kind.
@@ -98,8 +98,9 @@ impl FdLink {
         options: &LinkOptions,
     ) -> Result<Self, SetupError> {
         let mut plan = plan::make(found, options)?;
+        let layout = ring::layout(&plan, options)?;
         // Where this fails, the descriptors put back what was changed as they are dropped.
-        let (rings, reports) = Self::apply(&mut descriptors, found, &mut plan, options)?;
+        let (rings, reports) = Self::apply(&mut descriptors, found, &mut plan, layout, options)?;
         Ok(Self::assemble(descriptors, found, rings, reports, plan, options))
     }
 
@@ -108,6 +109,7 @@ impl FdLink {
         descriptors: &mut [Descriptor],
         found: &[Found],
         plan: &mut Plan,
+        layout: Option<Geometry>,
         options: &LinkOptions,
     ) -> Result<(Vec<Option<Ring>>, Vec<DescriptorReport>), SetupError> {
         let mut reports = Vec::with_capacity(descriptors.len());
@@ -137,7 +139,7 @@ impl FdLink {
         if plan.extras.fanout.is_some() {
             fanout::close(descriptors, plan.mode, &mut plan.notes);
         }
-        let rings = Self::rings(descriptors, plan, options)?;
+        let rings = ring::map(descriptors, layout, plan, options)?;
         if let Some(fanout) = plan.extras.fanout {
             let group = fanout::join(descriptors, fanout, options.filter.as_deref())?;
             for report in &mut reports {
@@ -146,40 +148,12 @@ impl FdLink {
             }
         }
         for (report, ring) in reports.iter_mut().zip(&rings) {
-            report.ring = ring.as_ref().map_or(0, Ring::len);
+            if let Some(ring) = ring {
+                ring::report(ring, report);
+            }
             report.vnet_header_len = plan.vnet_header;
         }
         Ok((rings, reports))
-    }
-
-    /// Maps the rings, or falls back together: the queues of a link have one mode.
-    fn rings(
-        descriptors: &mut [Descriptor],
-        plan: &mut Plan,
-        options: &LinkOptions,
-    ) -> Result<Vec<Option<Ring>>, SetupError> {
-        let none = descriptors.iter().map(|_| None).collect();
-        if plan.mode != Mode::PacketMmap {
-            return Ok(none);
-        }
-        let mut rings = Vec::with_capacity(descriptors.len());
-        for index in 0..descriptors.len() {
-            match ring(&mut descriptors[index]) {
-                Ok(ring) => rings.push(Some(ring)),
-                Err(source) => {
-                    drop(rings);
-                    descriptors[..index].iter_mut().for_each(Descriptor::remove_ring);
-                    if !options.fallback {
-                        let subject = format!("descriptor {index}");
-                        return Err(call("setsockopt(PACKET_RX_RING)", subject, source));
-                    }
-                    plan.notes.push(format!("no ring on descriptor {index} ({source}): readv"));
-                    plan.mode = Mode::Readv;
-                    return Ok(none);
-                }
-            }
-        }
-        Ok(rings)
     }
 
     fn assemble(
@@ -191,7 +165,7 @@ impl FdLink {
         options: &LinkOptions,
     ) -> Self {
         let queue_bytes = |report: &DescriptorReport| match plan.kind {
-            LinkKind::Packet if report.ring > 0 => report.ring,
+            LinkKind::Packet if report.ring > 0 => ring::queue_bytes(report, plan.max_frame_len),
             LinkKind::Packet => report.receive_buffer,
             _ => 0,
         };
@@ -261,12 +235,7 @@ impl FdLink {
     /// Gives the descriptors back. They stay as the link has set them up, without rings; those of
     /// [`adopt_borrowed`] are duplicates, of which everything has been put back.
     pub fn into_fds(self) -> Vec<OwnedFd> {
-        let with_ring: Vec<bool> = self.rings.iter().map(Option::is_some).collect();
-        drop(self.rings);
-        for (descriptor, _) in self.descriptors.iter().zip(with_ring).filter(|(_, ring)| *ring) {
-            // It can only fail while a ring is mapped, which it no longer is.
-            drop(Ring::remove(descriptor.as_fd()));
-        }
+        ring::take_off(&self.descriptors, self.rings);
         self.descriptors.into_iter().map(Descriptor::into_fd).collect()
     }
 
@@ -331,16 +300,6 @@ impl Link for FdLink {
             });
         Ok(pairs.collect())
     }
-}
-
-/// Sets up a ring, and remembers what it is to be taken off for.
-fn ring(descriptor: &mut Descriptor) -> io::Result<Ring> {
-    const VERSION: (libc::c_int, libc::c_int) = (libc::SOL_PACKET, libc::PACKET_VERSION);
-    let version = sys::option(descriptor.as_fd(), VERSION.0, VERSION.1)?;
-    descriptor.remember_option(VERSION, version);
-    let ring = Ring::new(descriptor.as_fd(), packet_mmap::geometry())?;
-    descriptor.remember_ring();
-    Ok(ring)
 }
 
 /// 4 MiB holds some sixty super-frames or, as the kernel accounts them, 1800 frames of 1500 bytes:

@@ -11,7 +11,7 @@ use crate::link::plan::{self, Plan};
 use crate::link::{Capabilities, LinkKind};
 use crate::offload::vnet::VnetHeader;
 use crate::options::LinkOptions;
-use crate::sys::{interface, socket as sys};
+use crate::sys::{interface, ring, socket as sys};
 
 // if_ether.h: every protocol. In the type of `sll_protocol`.
 const ETH_P_ALL: u16 = 3;
@@ -51,7 +51,8 @@ pub fn open_packet(
 
 /// Reads back what an AF_PACKET SOCK_RAW socket is.
 pub(super) fn examine(index: usize, fd: BorrowedFd<'_>) -> Result<Found, SetupError> {
-    const EXPECTED: &str = "an AF_PACKET socket that is bound to an Ethernet or IP interface";
+    const EXPECTED: &str =
+        "an AF_PACKET socket without a ring that is bound to an Ethernet or IP interface";
     let subject = || format!("descriptor {index}");
     let wrong = |found| Err(SetupError::WrongKind { index, found, expected: EXPECTED });
     let name = sys::packet_name(fd).map_err(|e| call("getsockname", subject(), e))?;
@@ -100,7 +101,7 @@ fn unused(index: usize, fd: BorrowedFd<'_>) -> Result<(), SetupError> {
         Err(SetupError::WrongKind { index, found: found.to_owned(), expected })
     };
     let failed = |error| call("getsockopt(PACKET_VERSION)", format!("descriptor {index}"), error);
-    if sys::has_ring(fd).map_err(failed)? {
+    if ring::has_ring(fd).map_err(failed)? {
         return used(
             "an AF_PACKET socket that has a ring (PACKET_RX_RING or PACKET_TX_RING: EBUSY)",
             "an AF_PACKET socket without a ring",

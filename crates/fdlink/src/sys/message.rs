@@ -166,10 +166,12 @@ impl Incoming {
             || self.len(index) > self.stride
     }
 
-    /// Whether message `index` came with credentials. There is no room for them, and the kernel says
-    /// that it left them out (`__scm_recv_common`, net/core/scm.c): cheaper than taking them.
+    /// Whether message `index` came with credentials. Where nothing else is asked for there is no
+    /// room for them, and the kernel says that it left them out (`__scm_recv_common`,
+    /// net/core/scm.c): cheaper than taking them.
     pub(crate) fn has_credentials(&self, index: usize) -> bool {
-        self.headers[index].msg_hdr.msg_flags & libc::MSG_CTRUNC != 0
+        let header = &self.headers[index].msg_hdr;
+        header.msg_flags & libc::MSG_CTRUNC != 0 || header.msg_controllen > 0
     }
 
     /// What the socket said of message `index`.

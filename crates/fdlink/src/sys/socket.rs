@@ -136,14 +136,6 @@ pub(crate) fn discard_waiting(fd: BorrowedFd<'_>) {
     while messages.next().is_some_and(|result| result.is_ok()) {}
 }
 
-/// Whether an AF_PACKET socket has a ring, found out by an attempt that changes nothing: as long
-/// as there is one its version cannot be set, not even to what it is.
-pub(crate) fn has_ring(fd: BorrowedFd<'_>) -> io::Result<bool> {
-    let version = option(fd, libc::SOL_PACKET, libc::PACKET_VERSION)?;
-    let again = set_option(fd, libc::SOL_PACKET, libc::PACKET_VERSION, version);
-    Ok(again.is_err_and(|error| error.raw_os_error() == Some(libc::EBUSY)))
-}
-
 /// Whether an AF_PACKET socket is in a fanout group, found out by an attempt that fails: that it is
 /// in one is checked before a number that nobody may ask for is refused (fanout_add,
 /// net/packet/af_packet.c).
