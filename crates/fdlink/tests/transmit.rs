@@ -7,104 +7,13 @@ mod common;
 
 use std::io::IoSlice;
 
-use common::traffic::{MSS, Traffic};
+use common::out::{BOTH, By, NOTHING, Out};
+use common::traffic::Traffic;
 use common::{Kind, PATIENCE, QUIET};
 use fdlink::offload::segment::{SegmentChecksum, SuperFrame};
 use fdlink::offload::vnet::{ChecksumField, Gso, GsoKind, TxOffload, VnetHeader};
-use fdlink::stats::{LinkStats, TxStats};
-use fdlink::{Link, LinkOptions, Offload, Sent, Transmit, TxFrame};
-use proptest::prelude::*;
-use testkit::{Peer, interface, packet};
-
-/// A way out and its far end.
-struct Out {
-    kind: Kind,
-    tx: Box<dyn Transmit>,
-    stats: LinkStats,
-    peer: Peer,
-    interface: String,
-}
-
-/// The two ways to send.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum By {
-    List,
-    Slots,
-}
-
-const BOTH: [By; 2] = [By::List, By::Slots];
-
-impl Out {
-    fn new(kind: Kind, options: &LinkOptions) -> Self {
-        let (link, peer, interface) = common::link(kind, options).unwrap();
-        let stats = link.stats();
-        let tx = Box::new(link).into_queues().unwrap().pop().unwrap().tx;
-        Self { kind, tx, stats, peer, interface }
-    }
-
-    /// A pair of seqpacket sockets with vnet headers in band.
-    fn in_band() -> Self {
-        Self::on_socket(Kind::Seqpacket, 1 << 20, 10)
-    }
-
-    /// A pair of unix sockets of that kind, with bytes of buffer and of vnet header.
-    fn on_socket(kind: Kind, buffer: usize, vnet_header: usize) -> Self {
-        let pair = if kind == Kind::Seqpacket { common::seqpackets } else { common::datagrams };
-        let (ours, far) = pair();
-        rustix::net::sockopt::set_socket_send_buffer_size(&ours, buffer).unwrap();
-        // Buffers only grow.
-        let mut options = LinkOptions::new().socket_buffer(0);
-        if vnet_header > 0 {
-            options = options.in_band_vnet_header(vnet_header);
-        }
-        let link = fdlink::link::adopt(vec![ours], &options).unwrap();
-        let stats = link.stats();
-        let tx = Box::new(link).into_queues().unwrap().pop().unwrap().tx;
-        Self { kind, tx, stats, peer: Peer::on_socket(far, vnet_header), interface: String::new() }
-    }
-
-    /// TCP over IPv4 of that many segments, for this link.
-    fn tcp(&self, segments: usize) -> Traffic {
-        let (ethernet, payload) = (self.kind.header() > 0, segments * usize::from(MSS));
-        Traffic { ethernet, v6: false, udp: false, payload, mss: MSS }
-    }
-
-    fn send(&mut self, by: By, frames: &[(&[u8], TxOffload)]) -> Sent {
-        if by == By::Slots {
-            for (frame, offload) in frames {
-                let mut slot = self.tx.slot(frame.len()).unwrap();
-                slot.bytes_mut().copy_from_slice(frame);
-                slot.commit(frame.len(), *offload);
-            }
-            return self.tx.flush().unwrap();
-        }
-        let parts: Vec<_> = frames.iter().map(|(frame, _)| [IoSlice::new(frame)]).collect();
-        let list: Vec<_> = parts
-            .iter()
-            .zip(frames)
-            .map(|(parts, (_, offload))| TxFrame::new(parts).with_offload(*offload))
-            .collect();
-        self.tx.send(&list).unwrap()
-    }
-
-    fn recv(&self) -> Vec<u8> {
-        self.peer.recv(PATIENCE).unwrap().expect("a frame in time")
-    }
-
-    fn recv_many(&self, count: usize) -> Vec<Vec<u8>> {
-        (0..count).map(|_| self.recv()).collect()
-    }
-
-    fn recv_nothing(&self) {
-        assert!(self.peer.recv(QUIET).unwrap().is_none());
-    }
-
-    fn tx(&self) -> TxStats {
-        self.stats.tx()
-    }
-}
-
-const NOTHING: TxOffload = TxOffload { checksum: None, gso: None };
+use fdlink::{LinkOptions, Offload, Sent, TxFrame};
+use testkit::{interface, packet};
 
 const ALL_SENT: Sent = Sent { taken: 3, sent: 3 };
 
@@ -459,71 +368,4 @@ fn header_lengths_are_the_frames_own() {
     out.tx.send(&[TxFrame::new(&parts).with_offload(tcp.offload())]).unwrap();
     let (vnet, arrived) = out.peer.recv_with(PATIENCE).unwrap().unwrap();
     assert_eq!((VnetHeader::parse(&vnet).unwrap().hdr_len, arrived), (52, frame));
-}
-
-/// Real packets, some with a byte changed or cut short, and noise.
-fn any_frame() -> impl Strategy<Value = Vec<u8>> {
-    let traffic =
-        (any::<(bool, bool, bool)>(), 0..3000_usize).prop_map(|((ethernet, v6, udp), payload)| {
-            Traffic { ethernet, v6, udp, payload, mss: MSS }.partial()
-        });
-    let changed = (traffic, any::<prop::sample::Index>(), any::<u8>(), any::<bool>()).prop_map(
-        |(mut frame, at, byte, cut)| {
-            let at = at.index(frame.len().min(100));
-            frame[at] = byte;
-            frame.truncate(if cut { at } else { frame.len() });
-            frame
-        },
-    );
-    prop_oneof![8 => changed, 1 => prop::collection::vec(any::<u8>(), 0..200)]
-}
-
-fn any_offload() -> impl Strategy<Value = TxOffload> {
-    let start = prop_oneof![Just(20), Just(34), Just(40), Just(54), any::<u16>()];
-    let offset = prop_oneof![Just(6), Just(16), any::<u16>()];
-    let checksum = (start, offset).prop_map(|(start, offset)| ChecksumField { start, offset });
-    use GsoKind::{TcpV4, TcpV6, UdpFragments, UdpSegments};
-    let kind = prop::sample::select(&[TcpV4, TcpV6, UdpFragments, UdpSegments][..]);
-    let size = prop_oneof![Just(0), Just(7), Just(100), Just(MSS), any::<u16>()];
-    let header_len = prop_oneof![Just(0), any::<u16>()];
-    let gso = (kind, size, header_len, any::<bool>())
-        .prop_map(|(kind, size, header_len, ecn)| Gso { kind, size, header_len, ecn });
-    (prop::option::of(checksum), prop::option::of(gso))
-        .prop_map(|(checksum, gso)| TxOffload { checksum, gso })
-}
-
-proptest! {
-    /// Whatever is sent with whatever said of it: what is counted as sent arrives, what is not is
-    /// counted as dropped, and the frame behind it arrives.
-    #[test]
-    fn nothing_is_lost_uncounted(
-        frame in any_frame(),
-        offload in any_offload(),
-        vnet_header in prop::sample::select(&[0_usize, 10, 12][..]),
-        buffer in prop::sample::select(&[4 << 10, 1 << 20][..]),
-        slots in any::<bool>(),
-    ) {
-        let mut out = Out::on_socket(Kind::Seqpacket, buffer, vnet_header);
-        let slots = slots && out.tx.slot(frame.len()).is_some();
-        let by = if slots { By::Slots } else { By::List };
-        let last: &[u8] = b"the last";
-        let mut sent = out.send(by, &[(&frame, offload)]);
-        let (mut messages, mut bytes, mut end) = (0, 0, Vec::new());
-        let mut waits = true;
-        while waits || out.tx.queued() > 0 {
-            let flushed = out.tx.flush().unwrap();
-            sent = Sent { taken: sent.taken + flushed.taken, sent: sent.sent + flushed.sent };
-            waits = waits && out.send(By::List, &[(last, NOTHING)]).taken == 0;
-            while let Some(message) = out.peer.recv(std::time::Duration::ZERO).unwrap() {
-                (messages, bytes) = (messages + 1, bytes + message.len() as u64);
-                end = message;
-            }
-        }
-        prop_assert_eq!(end, last);
-        let tx = out.tx();
-        prop_assert_eq!((messages, bytes), (tx.frames, tx.bytes));
-        prop_assert_eq!(sent.taken, 1);
-        prop_assert_eq!(tx.invalid + tx.too_long > 0, sent.sent == 0);
-        prop_assert_eq!(tx.frames > 1, sent.sent == 1);
-    }
 }

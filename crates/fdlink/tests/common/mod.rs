@@ -1,6 +1,7 @@
 //! A link under test, its far end, and the few verbs that the tests share.
 #![expect(dead_code, reason = "each test binary uses its own part of this")]
 
+pub(crate) mod out;
 pub(crate) mod traffic;
 
 use std::os::fd::OwnedFd;
