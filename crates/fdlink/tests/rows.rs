@@ -269,9 +269,11 @@ fn rows_of_devices() {
 #[test]
 fn rows_on_sockets() {
     print_head();
-    let pairs: [(&'static str, fn() -> (OwnedFd, OwnedFd)); 3] =
-        [("unix seqpacket", seqpackets), ("unix datagram", datagrams), ("udp", udp_sockets)];
-    for (kind, pair) in pairs {
+    for (kind, pair) in [
+        ("unix seqpacket", seqpackets as fn() -> (OwnedFd, OwnedFd)),
+        ("unix datagram", datagrams),
+        ("udp", udp_sockets),
+    ] {
         for len in [10, 12, 0] {
             for ethernet in [true, false] {
                 let mut options = LinkOptions::new().ethernet(ethernet);

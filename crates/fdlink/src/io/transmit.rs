@@ -305,3 +305,6 @@ impl Transmit for Sender {
 fn is_super_frame(vnet: &[u8]) -> bool {
     VnetHeader::parse(vnet).is_some_and(|header| header.is_super_frame())
 }
+
+#[cfg(test)]
+mod tests;

@@ -137,7 +137,8 @@ impl GsoKind {
 pub struct TxOffload {
     /// The checksum field holds the pseudo-header's sum; the rest is left to the other side.
     pub checksum: Option<ChecksumField>,
-    /// The frame is to be cut. Needs `checksum` as well.
+    /// The frame is to be cut. Needs `checksum` as well: without it no other side can, and a
+    /// transmit queue cuts the frame itself.
     pub gso: Option<Gso>,
 }
 

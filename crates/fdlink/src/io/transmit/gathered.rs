@@ -29,21 +29,9 @@ impl Sender {
         frames: &[TxFrame<'_>],
         sent: &mut Sent,
     ) -> io::Result<Stop> {
+        let (run, end) = self.write_heads(frames);
         let Self { port, outgoing, scratch, starved, .. } = self;
         let vnet = port.vnet_header;
-        let mut run = 0;
-        let mut end = Stop::Done;
-        for (frame, scratch) in frames.iter().zip(scratch.iter_mut()) {
-            let Way::Whole(header) = port.way_of(frame) else {
-                end = Stop::NotWhole;
-                break;
-            };
-            header.write(&mut scratch[..vnet]);
-            if let Some(header) = frame.link_header() {
-                scratch[vnet..vnet + header.len()].copy_from_slice(header);
-            }
-            run += 1;
-        }
         let frames = &frames[..run];
         let mut list = outgoing.begin();
         for (frame, scratch) in frames.iter().zip(scratch.iter()) {
@@ -85,6 +73,24 @@ impl Sender {
         Ok(end)
     }
 
+    /// Writes the vnet and link headers of the frames at the front of the list that leave as they
+    /// are; returns how many these are, and why not more.
+    fn write_heads(&mut self, frames: &[TxFrame<'_>]) -> (usize, Stop) {
+        let vnet = self.port.vnet_header;
+        let mut run = 0;
+        for (frame, scratch) in frames.iter().zip(self.scratch.iter_mut()) {
+            let Way::Whole(header) = self.port.way_of(frame) else {
+                return (run, Stop::NotWhole);
+            };
+            header.write(&mut scratch[..vnet]);
+            if let Some(header) = frame.link_header() {
+                scratch[vnet..vnet + header.len()].copy_from_slice(header);
+            }
+            run += 1;
+        }
+        (run, Stop::Done)
+    }
+
     /// Sends the first frame of the list, and those behind it that do not leave as they are
     /// either, by way of the arena, which is empty. `run`: the first is cut into messages of so
     /// many segments, whatever its way would be. Returns whether the descriptor is full.
@@ -95,9 +101,8 @@ impl Sender {
         sent: &mut Sent,
     ) -> io::Result<bool> {
         for (index, frame) in frames.iter().enumerate() {
-            let way = self.port.way_of(frame);
-            match way {
-                // Neither has work to do, and what is too long has no room.
+            match self.port.way_of(frame) {
+                // On neither there is work to do, and what is too long has no room.
                 Way::Whole(_) | Way::Refused(_) if index > 0 => break,
                 Way::Refused(counter) => {
                     counter.add(1);
