@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use common::{PATIENCE, recv};
-use fdlink::link::open_packet;
+use fdlink::link::{adopt, open_packet};
 use fdlink::{Fanout, FanoutMode, Link, LinkOptions, Mode, QueuePair};
 use testkit::{Peer, interface, packet};
 
@@ -124,6 +124,36 @@ fn a_flow_stays_on_one_socket_and_in_order_by_hash() {
                     .collect();
                 assert_eq!(owners, [(0..ROUNDS).collect::<Vec<_>>()], "{mode}, flow {flow}");
             }
+        }
+    });
+}
+
+/// Before there is a group each socket has what all have: one's is enough.
+#[test]
+fn what_waited_on_several_sockets_comes_once() {
+    testkit::in_namespace(|| {
+        interface::veth("a", "b", 1500).unwrap();
+        let peer = Peer::on_interface("b").unwrap();
+        for (mode, vnet) in Mode::NAMED.into_iter().flat_map(|mode| [(mode, false), (mode, true)]) {
+            let open = |_| {
+                let opened = open_packet("a", 1, &LinkOptions::new()).unwrap().into_fds();
+                let plain = testkit::packet_socket("a").unwrap();
+                if vnet { opened.into_iter().next().unwrap() } else { plain }
+            };
+            let fds: Vec<_> = (0..3).map(open).collect();
+            (0..5).for_each(|round| peer.send(&frame(1, round, 20)).unwrap());
+            let link = adopt(fds, &LinkOptions::new().mode(mode)).unwrap();
+            let mut queues = Box::new(link).into_queues().unwrap();
+            let waited = received(&mut queues).concat();
+            // A ring starts empty; the kernel throws away what waits.
+            let expected = if mode == Mode::PacketMmap { 0 } else { 5 };
+            assert_eq!(
+                waited,
+                (0..expected).map(|r| frame(1, r, 20)).collect::<Vec<_>>(),
+                "{mode}"
+            );
+            send_all(&peer, 20);
+            assert_complete(&received(&mut queues), 20);
         }
     });
 }

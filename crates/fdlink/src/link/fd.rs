@@ -44,6 +44,10 @@ pub struct FdLink {
 /// on. An AF_PACKET socket must be bound to an interface, and may have been made in another
 /// network namespace; it may be in no fanout group, which it could not leave, and have no ring.
 ///
+/// Frames that wait on a descriptor are the link's, but where it begins with a ring (which starts
+/// empty) or a filter, and where several AF_PACKET sockets have the same frames: then only those of
+/// the first.
+///
 /// # Errors
 ///
 /// Where a descriptor is no base for a link or an option does not go with it. What had been
