@@ -253,8 +253,8 @@ impl LinkOptions {
     /// socket the whole message, a vnet header in band included; of a UDP socket the UDP header
     /// before that.
     ///
-    /// What waits on a socket when the program is attached is thrown away, so that no frame comes
-    /// that it did not see. A program that keeps a part of a frame makes it a truncated one, which
+    /// What waits when the program is attached is thrown away, so that no frame comes that it did
+    /// not see. A program that keeps a part of a frame makes it a truncated one, which
     /// is counted and not delivered: return 0 or `u32::MAX`.
     pub fn filter(mut self, program: Vec<BpfInstruction>) -> Self {
         self.filter = Some(program);

@@ -129,6 +129,9 @@ impl FdLink {
             extras::apply(index, descriptor, found, &plan.extras, options, &mut report)?;
             reports.push(report);
         }
+        if plan.kind == LinkKind::Tap {
+            extras::apply_to_device(descriptors, options)?;
+        }
         if matches!(plan.kind, LinkKind::Tap | LinkKind::Tun) && plan.capabilities.tx_checksum {
             // One descriptor speaks for the device.
             match tun::accept_offloads(descriptors[0].as_fd()) {
@@ -260,8 +263,9 @@ impl FdLink {
         self.device_counters()?.dropped()
     }
 
-    /// Gives the descriptors back. They stay as the link has set them up, without rings; those of
-    /// [`adopt_borrowed`] are duplicates, of which everything has been put back.
+    /// Gives the descriptors back. They stay as the link has set them up, without rings and
+    /// without a filter on a device; those of [`adopt_borrowed`] are duplicates, of which everything
+    /// has been put back.
     pub fn into_fds(self) -> Vec<OwnedFd> {
         let with_ring: Vec<bool> = self.rings.iter().map(Option::is_some).collect();
         drop(self.rings);
