@@ -6,6 +6,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use crate::options::BpfInstruction;
 use crate::sys::ring::OnSocket;
@@ -19,11 +20,15 @@ pub(crate) struct Descriptor {
     changes: Vec<Change>,
 }
 
+/// A filter on the device behind several descriptors, which goes with the last of them.
+#[derive(Clone, Debug)]
+pub(crate) struct DeviceFilter(Arc<()>);
+
 /// What was there before a change.
 #[derive(Debug)]
 enum Change {
-    /// Nobody tells which filter a TAP device had.
-    DeviceFilter,
+    /// Nobody tells which filter the device had.
+    DeviceFilter(DeviceFilter),
     /// Empty: none.
     Filter(Vec<BpfInstruction>),
     Flags(libc::c_int),
@@ -99,10 +104,14 @@ impl Descriptor {
     }
 
     /// Attaches a filter to the TAP device behind the descriptor, in place of any that is there.
-    pub(crate) fn set_device_filter(&mut self, program: &[BpfInstruction]) -> io::Result<()> {
+    pub(crate) fn attach_to_device(&self, program: &[BpfInstruction]) -> io::Result<DeviceFilter> {
         filter::attach_to_tap(self.as_fd(), program)?;
-        self.changes.push(Change::DeviceFilter);
-        Ok(())
+        Ok(DeviceFilter(Arc::new(())))
+    }
+
+    /// Keeps the filter on the device as long as this descriptor is there.
+    pub(crate) fn remember_device_filter(&mut self, filter: DeviceFilter) {
+        self.changes.push(Change::DeviceFilter(filter));
     }
 
     /// Has an AF_PACKET socket make its interface receive everyone's frames.
@@ -114,7 +123,7 @@ impl Descriptor {
 
     /// Leaves what was changed as it is, but for what would outlive this descriptor on a device.
     pub(crate) fn keep(&mut self) {
-        self.changes.retain(|change| matches!(change, Change::DeviceFilter));
+        self.changes.retain(|change| matches!(change, Change::DeviceFilter(_)));
     }
 
     /// The descriptor itself; what was not kept is put back.
@@ -133,19 +142,22 @@ impl Descriptor {
     fn undo(&mut self) {
         while let Some(change) = self.changes.pop() {
             // Nobody is left to be told; whoever shares it gets what can be put back.
-            drop(self.undo_one(&change));
+            drop(self.undo_one(change));
         }
     }
 
-    fn undo_one(&self, change: &Change) -> io::Result<()> {
+    fn undo_one(&self, change: Change) -> io::Result<()> {
         let fd = self.as_fd();
         match change {
-            Change::DeviceFilter => tun::detach_filter(fd),
+            Change::DeviceFilter(shared) => match Arc::into_inner(shared.0) {
+                Some(()) => tun::detach_filter(fd),
+                None => Ok(()),
+            },
             Change::Filter(old) if old.is_empty() => filter::detach(fd),
-            Change::Filter(old) => filter::attach(fd, old),
-            Change::Flags(old) => descriptor::set_status_flags(fd, *old),
-            Change::Option { level, name, value } => socket::set_option(fd, *level, *name, *value),
-            Change::Promiscuous { interface } => socket::drop_promiscuous(fd, *interface),
+            Change::Filter(old) => filter::attach(fd, &old),
+            Change::Flags(old) => descriptor::set_status_flags(fd, old),
+            Change::Option { level, name, value } => socket::set_option(fd, level, name, value),
+            Change::Promiscuous { interface } => socket::drop_promiscuous(fd, interface),
             Change::Ring(ring) => {
                 ring.take_off(fd);
                 Ok(())

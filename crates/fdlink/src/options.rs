@@ -257,13 +257,17 @@ impl LinkOptions {
         self
     }
 
-    /// A classic BPF program of 1 to 4096 instructions that sees each frame, from its link header
-    /// on and without vnet header, before it is queued, and returns how much of it to keep: 0 for
-    /// nothing. On sockets (SO_ATTACH_FILTER) and TAP devices (TUNATTACHFILTER; for the whole
-    /// device, whose `tx_dropped` counts what is refused, until the link goes).
+    /// A classic BPF program of 1 to 4096 instructions that sees each frame before it is queued and
+    /// returns how much of it to keep, 0 for nothing. On sockets (SO_ATTACH_FILTER) and TAP devices
+    /// (TUNATTACHFILTER: for the whole device, in place of any that is there, until the link goes;
+    /// the device's `tx_dropped` counts what is refused).
     ///
-    /// What waits on a socket when the program is attached is thrown away, so that no frame comes
-    /// that it did not see. A program that keeps a part of a frame makes it a truncated one, which
+    /// It sees an AF_PACKET or TAP frame from the link header on, without vnet header; of a plain
+    /// socket the whole message, a vnet header in band included; of a UDP socket the UDP header
+    /// before that.
+    ///
+    /// What waits when the program is attached is thrown away, so that no frame comes that it did
+    /// not see. A program that keeps a part of a frame makes it a truncated one, which
     /// is counted and not delivered: return 0 or `u32::MAX`.
     pub fn filter(mut self, program: Vec<BpfInstruction>) -> Self {
         self.filter = Some(program);
@@ -271,7 +275,9 @@ impl LinkOptions {
     }
 
     /// Whether the kernel is to say when it took each frame in (SO_TIMESTAMPNS, or the ring's
-    /// own stamps), for [`RxMeta::timestamp`](crate::batch::RxMeta::timestamp). Sockets only.
+    /// own stamps), for [`RxMeta::timestamp`](crate::batch::RxMeta::timestamp). Sockets only. Where
+    /// nobody else on the machine has asked, the first AF_PACKET and UDP frames may come before the
+    /// kernel has begun, and are stamped when they are read.
     pub fn timestamps(mut self, timestamps: bool) -> Self {
         self.timestamps = timestamps;
         self

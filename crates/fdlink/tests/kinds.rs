@@ -1,73 +1,25 @@
-//! What belongs to one kind of descriptor: what is refused and how, fallbacks, headers in band,
-//! fanout, VLAN tags, descriptors from elsewhere. Rings are in `ring.rs`.
+//! What belongs to one kind of descriptor: fallbacks, headers in band, VLAN tags, descriptors from
+//! elsewhere, macvtap, VSOCK. Rings are in `ring.rs`.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod common;
 
 use std::error::Error;
 use std::io::IoSlice;
-use std::net::{TcpListener, UdpSocket};
+use std::net::UdpSocket;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use common::{Kind, PATIENCE, Rig, datagrams, recv, seqpackets};
 use fdlink::batch::VlanTag;
 use fdlink::link::{adopt, open_packet};
 use fdlink::offload::vnet::{ChecksumField, Gso, GsoKind, RxChecksum, TxOffload};
-use fdlink::{
-    Closed, FdLink, Fill, Link, LinkKind, LinkOptions, Mode, Offload, SetupError, TxFrame,
-};
+use fdlink::{Closed, FdLink, Fill, Link, LinkKind, LinkOptions, Mode, Offload, TxFrame};
 use testkit::{Peer, interface, packet};
 
 fn refusal(fds: Vec<OwnedFd>, options: &LinkOptions) -> String {
     let error = adopt(fds, options).expect_err("a refusal");
     error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))
-}
-
-fn file(path: &str) -> OwnedFd {
-    std::fs::File::open(path).unwrap().into()
-}
-
-#[test]
-fn what_keeps_no_boundaries_is_refused_with_the_reason() {
-    let options = LinkOptions::new();
-    let pipe = std::io::pipe().unwrap();
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let cases: [(OwnedFd, &str); 6] = [
-        (UnixStream::pair().unwrap().0.into(), "a stream socket"),
-        (listener.into(), "a stream socket"),
-        (pipe.0.into(), "a pipe"),
-        (file("/proc/self/exe"), "a file"),
-        (file("/"), "a directory"),
-        (file("/dev/null"), "a character device that is no TUN or TAP"),
-    ];
-    for (fd, reason) in cases {
-        let text = refusal(vec![seqpackets().0, fd], &options);
-        assert!(text.starts_with("descriptor 1 is ") && text.contains(reason), "{text}");
-    }
-    assert!(matches!(adopt(Vec::new(), &options), Err(SetupError::NoDescriptors)));
-    let text = refusal(vec![seqpackets().0, datagrams().0], &options);
-    assert!(text.contains("descriptor 1 is a datagram socket"), "{text}");
-}
-
-#[test]
-fn a_failure_leaves_the_descriptor_as_it_was() {
-    let (ours, _far) = seqpackets();
-    let shared = ours.try_clone().unwrap();
-    let flags = || rustix::fs::fcntl_getfl(&shared).unwrap();
-    let before = flags();
-    for options in [
-        LinkOptions::new().mode(Mode::PacketMmap),
-        LinkOptions::new().mtu(67),
-        LinkOptions::new().offload(Offload::Required),
-        LinkOptions::new().in_band_vnet_header(11),
-    ] {
-        adopt(vec![ours.try_clone().unwrap()], &options).unwrap_err();
-        assert_eq!(flags(), before);
-    }
-    adopt(vec![ours], &LinkOptions::new()).unwrap();
-    assert!(flags().contains(rustix::fs::OFlags::NONBLOCK));
 }
 
 #[test]
@@ -104,6 +56,92 @@ fn any_datagram_socket_will_do() {
     assert_eq!(peer.recv(PATIENCE).unwrap().unwrap(), frame);
     peer.send(&frame).unwrap();
     assert_eq!(recv(&mut **queues[0].rx.as_mut().unwrap(), 1, PATIENCE), [frame]);
+}
+
+/// Without a transport that leads to this machine only the socket itself can be had.
+#[test]
+fn a_vsock_socket_is_a_seqpacket_socket() {
+    use rustix::net::{AddressFamily, SocketType, socket};
+    let fd = match socket(AddressFamily::VSOCK, SocketType::SEQPACKET, None) {
+        Ok(fd) => fd,
+        // The kernel has it not, which no right changes.
+        Err(error) => {
+            assert_eq!(error, rustix::io::Errno::AFNOSUPPORT);
+            return;
+        }
+    };
+    let link = adopt(vec![fd], &LinkOptions::new()).unwrap();
+    assert_eq!(link.properties().kind, LinkKind::SocketSeqpacket);
+    let rx = Box::new(link).into_queues().unwrap().pop().unwrap().rx;
+    // ENOTCONN: it says so once, and does not spin.
+    let why = common::closed(&mut *rx.unwrap());
+    assert!(matches!(why, Closed::Failed { errno: 107, .. }), "{why}");
+}
+
+#[test]
+fn a_macvtap_is_a_tap() {
+    testkit::in_namespace(|| {
+        const NAME: &str = "a_macvtap_is_a_tap";
+        interface::veth("a", "b", 1500).unwrap();
+        if let Err(error) = interface::macvtap("mvt", "a") {
+            return testkit::skip(NAME, &format!("no macvtap: {error}"));
+        }
+        let Some(fd) = macvtap_node("mvt") else {
+            return testkit::skip(NAME, "the device's node cannot be made");
+        };
+        let spare = fd.try_clone().unwrap();
+        let link = adopt(vec![fd], &LinkOptions::new()).unwrap();
+        assert_eq!((link.properties().kind, link.interface()), (LinkKind::Tap, Some("mvt")));
+        assert_eq!(link.report().descriptors[0].vnet_header_len, 10);
+        let capabilities = link.properties().capabilities;
+        assert!(capabilities.tso4 && capabilities.tso6 && capabilities.tx_checksum);
+        // Its drops are told by no counter that is known to be the device's.
+        assert!(link.device_counters().is_err());
+        let mut queues = Box::new(link).into_queues().unwrap().pop().unwrap();
+        let rx = queues.rx.as_mut().unwrap();
+        let peer = Peer::on_interface("b").unwrap();
+        let mut frame = packet::pattern_frame(1514, 3);
+        // To everyone, for only what is for its own address comes otherwise.
+        frame[..6].fill(0xff);
+        peer.send(&frame).unwrap();
+        assert_eq!(recv(&mut **rx, 1, PATIENCE), [frame.clone()]);
+        let send = |tx: &mut dyn fdlink::Transmit| {
+            tx.send(&[TxFrame::new(&[IoSlice::new(&frame)])]).unwrap().sent
+        };
+        assert_eq!(send(&mut *queues.tx), 1);
+        assert_eq!(peer.recv(PATIENCE).unwrap().unwrap(), frame);
+        let text = refusal(vec![spare.try_clone().unwrap()], &filtered());
+        assert!(text.starts_with("ioctl(TUNATTACHFILTER) failed on descriptor 0"), "{text}");
+        // When it is gone, the kernel takes what is written and says nothing; who asks is told.
+        interface::remove("mvt").unwrap();
+        assert_eq!((send(&mut *queues.tx), rx.fill().unwrap()), (1, Fill::Empty));
+        let text = refusal(vec![spare], &LinkOptions::new());
+        assert!(text.contains("descriptor 0 is a macvtap node whose device is gone"), "{text}");
+    });
+}
+
+fn filtered() -> LinkOptions {
+    let everything = fdlink::BpfInstruction { code: 0x06, jt: 0, jf: 0, k: u32::MAX };
+    LinkOptions::new().filter(vec![everything])
+}
+
+/// Opens a queue of a macvtap. Its node has a minor number of its own, which only a sysfs of this
+/// namespace would tell: so each is tried.
+fn macvtap_node(name: &str) -> Option<OwnedFd> {
+    use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
+    let devices = std::fs::read_to_string("/proc/devices").ok()?;
+    let major = devices.lines().find_map(|line| line.strip_suffix(" macvtap"))?;
+    let major = major.trim().parse().ok()?;
+    let path = std::env::temp_dir().join(format!("fdlink-macvtap-{}", std::process::id()));
+    (1..64).find_map(|minor| {
+        let mode = Mode::RUSR | Mode::WUSR;
+        mknodat(CWD, &path, FileType::CharacterDevice, mode, makedev(major, minor)).ok()?;
+        let node = std::fs::OpenOptions::new().read(true).write(true).open(&path);
+        std::fs::remove_file(&path).unwrap();
+        let fd = OwnedFd::from(node.ok()?);
+        let link = fdlink::link::adopt_borrowed(&[fd.as_fd()], &LinkOptions::new()).ok()?;
+        (link.interface() == Some(name)).then_some(fd)
+    })
 }
 
 #[test]
@@ -238,47 +276,6 @@ fn a_descriptor_of_another_namespace_answers_for_its_own() {
             recv(&mut **queue.rx.as_mut().unwrap(), 1, Duration::from_millis(100))
         });
         assert_eq!(received.collect::<Vec<_>>(), [frame]);
-    });
-}
-
-#[test]
-fn a_flow_stays_on_one_socket_of_a_group() {
-    testkit::in_namespace(|| {
-        interface::veth("a", "b", 1500).unwrap();
-        let peer = Peer::on_interface("b").unwrap();
-        for mode in Mode::NAMED {
-            let link = open_packet("a", 3, &LinkOptions::new().mode(mode)).unwrap();
-            let groups: Vec<_> = link.report().descriptors.iter().map(|d| d.fanout_group).collect();
-            assert!(groups[0].is_some() && groups.iter().all(|group| *group == groups[0]));
-            // Another group at the same time gets another number.
-            let other = open_packet("a", 2, &LinkOptions::new()).unwrap();
-            assert_ne!(other.report().descriptors[0].fanout_group, groups[0]);
-            let text = refusal(other.into_fds(), &LinkOptions::new());
-            assert!(text.contains("PACKET_FANOUT"), "{text}");
-            let mut queues = Box::new(link).into_queues().unwrap();
-            for round in 0..10_u8 {
-                for port in 1..=20_u16 {
-                    let source = ([192, 0, 2, 1], port).into();
-                    let packet = packet::udp(source, ([192, 0, 2, 2], 9).into(), &[round; 20]);
-                    peer.send(&packet::ethernet_ip([2; 6], [4; 6], &packet)).unwrap();
-                }
-            }
-            let mut owner = [None; 21];
-            let mut total = 0;
-            for (index, queue) in queues.iter_mut().enumerate() {
-                let mut next = [0; 21];
-                let rx = queue.rx.as_mut().unwrap();
-                for frame in recv(&mut **rx, usize::MAX, Duration::from_millis(50)) {
-                    let port = usize::from(frame[35]);
-                    assert_eq!(*owner[port].get_or_insert(index), index, "port {port}");
-                    assert_eq!(frame[42], next[port], "order of port {port}");
-                    next[port] += 1;
-                    total += 1;
-                }
-            }
-            assert_eq!(total, 200);
-            assert!(owner.iter().flatten().any(|index| Some(*index) != owner[1]), "all on one");
-        }
     });
 }
 

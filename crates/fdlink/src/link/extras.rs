@@ -10,7 +10,7 @@ use crate::link::LinkKind;
 use crate::link::examine::{Found, call};
 use crate::options::{Fanout, LinkOptions};
 use crate::report::DescriptorReport;
-use crate::sys::{filter, socket as sys};
+use crate::sys::{filter, socket as sys, tun};
 
 /// What will be set.
 #[derive(Clone, Debug)]
@@ -125,16 +125,29 @@ pub(super) fn apply(
             .map_err(failed("setsockopt(SO_TIMESTAMPNS)"))?;
         report.timestamps = true;
     }
-    let Some(program) = &options.filter else { return Ok(()) };
-    report.filter = program.len();
-    if found.kind == LinkKind::Tap {
-        // It is the device's, so one descriptor speaks for all.
-        if index == 0 {
-            descriptor.set_device_filter(program).map_err(failed("ioctl(TUNATTACHFILTER)"))?;
+    if let Some(program) = &options.filter {
+        report.filter = program.len();
+        if found.kind != LinkKind::Tap {
+            descriptor.set_filter(program).map_err(failed("setsockopt(SO_ATTACH_FILTER)"))?;
+            sys::discard_waiting(descriptor.as_fd());
         }
-        return Ok(());
     }
-    descriptor.set_filter(program).map_err(failed("setsockopt(SO_ATTACH_FILTER)"))?;
-    sys::discard_waiting(descriptor.as_fd());
+    Ok(())
+}
+
+/// Sets what is the device's and not a descriptor's: one speaks for all.
+pub(super) fn apply_to_device(
+    descriptors: &mut [Descriptor],
+    options: &LinkOptions,
+) -> Result<(), SetupError> {
+    if let (Some(first), Some(program)) = (descriptors.first(), &options.filter) {
+        let filter = first
+            .attach_to_device(program)
+            .map_err(|e| call("ioctl(TUNATTACHFILTER)", "descriptor 0".to_owned(), e))?;
+        for descriptor in descriptors {
+            descriptor.remember_device_filter(filter.clone());
+            tun::discard_waiting(descriptor.as_fd());
+        }
+    }
     Ok(())
 }

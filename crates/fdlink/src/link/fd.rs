@@ -44,6 +44,10 @@ pub struct FdLink {
 /// on. An AF_PACKET socket must be bound to an interface, and may have been made in another
 /// network namespace; it may be in no fanout group, which it could not leave, and have no ring.
 ///
+/// Frames that wait on a descriptor are the link's, but where it begins with a ring (which starts
+/// empty) or a filter, and where several AF_PACKET sockets have the same frames: then only those of
+/// the first.
+///
 /// # Errors
 ///
 /// Where a descriptor is no base for a link or an option does not go with it. What had been
@@ -128,6 +132,9 @@ impl FdLink {
             };
             extras::apply(index, descriptor, found, &plan.extras, options, &mut report)?;
             reports.push(report);
+        }
+        if plan.kind == LinkKind::Tap {
+            extras::apply_to_device(descriptors, options)?;
         }
         if matches!(plan.kind, LinkKind::Tap | LinkKind::Tun) && plan.capabilities.tx_checksum {
             // One descriptor speaks for the device.
@@ -232,8 +239,9 @@ impl FdLink {
         self.device_counters()?.dropped()
     }
 
-    /// Gives the descriptors back. They stay as the link has set them up, without rings; those of
-    /// [`adopt_borrowed`] are duplicates, of which everything has been put back.
+    /// Gives the descriptors back. They stay as the link has set them up, without rings and
+    /// without a filter on a device; those of [`adopt_borrowed`] are duplicates, of which everything
+    /// has been put back.
     pub fn into_fds(self) -> Vec<OwnedFd> {
         ring::take_off(&self.descriptors, self.rings);
         self.descriptors.into_iter().map(Descriptor::into_fd).collect()

@@ -8,8 +8,8 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
-use super::check;
 use super::interface::Request;
+use super::{check, message};
 
 /// Opens the node, non-blocking and closed on exec.
 pub(crate) fn open() -> io::Result<OwnedFd> {
@@ -67,6 +67,16 @@ pub(crate) fn detach_filter(fd: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: TUNDETACHFILTER is declared to read a sock_fprog, which is what it is given.
     check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNDETACHFILTER, &raw const none) })
         .map(|_| ())
+}
+
+/// Throws away the frames that wait to be read.
+pub(crate) fn discard_waiting(fd: BorrowedFd<'_>) {
+    // More than any device queues, so that a flood cannot keep us here.
+    const MOST: usize = 100_000;
+    // With room for a vnet header, without which the kernel takes the frame and says EINVAL.
+    let mut start = [0; 16];
+    let mut frames = (0..MOST).map(|_| message::read(fd, &mut start));
+    while frames.next().is_some_and(|frame| frame.is_ok()) {}
 }
 
 /// The network namespace that the device behind the descriptor is in now. CAP_NET_ADMIN there.

@@ -1,6 +1,7 @@
 //! What no descriptor that a link is made of does: take a part of a frame. A pipe does.
 
 use std::io::{IoSlice, PipeReader, Read, Write};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::*;
@@ -18,12 +19,14 @@ fn almost_full() -> (Sender, PipeReader, Arc<QueueStats>) {
     rustix::fs::fcntl_setfl(&writer, rustix::fs::OFlags::NONBLOCK).unwrap();
     let stats = Arc::<QueueStats>::default();
     let port = Port {
-        fd: Arc::new(writer.into()),
+        fd: Arc::new(OwnedFd::from(writer).into()),
         stats: Arc::clone(&stats),
         channel: Channel::Device,
         vnet_header: 0,
         link_header: LinkHeader::None,
         max_len: 65535,
+        batch: 1,
+        timestamps: false,
     };
     (Sender::new(port), reader, stats)
 }
