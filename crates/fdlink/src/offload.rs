@@ -3,6 +3,7 @@
 //! For people who bring their own I/O, too.
 
 pub mod checksum;
+pub mod coalesce;
 pub mod flow_hash;
 mod ip;
 pub mod segment;
