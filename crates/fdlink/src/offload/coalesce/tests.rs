@@ -394,6 +394,24 @@ fn checksums_are_all_right_or_all_partial() {
 }
 
 #[test]
+fn a_checksum_of_zero_is_the_only_form_of_it() {
+    // The last word of the payload takes up what the checksum was.
+    let mut zero = tcp_v6(1, 100);
+    let held = u16::from_be_bytes([zero[70], zero[71]]);
+    let word = u16::from_be_bytes([zero[172], zero[173]]);
+    let (word, carry) = word.overflowing_add(held);
+    zero[172..].copy_from_slice(&(word + u16::from(carry)).to_be_bytes());
+    for (form, together) in [(0x00, true), (0xff, false)] {
+        zero[70..72].fill(form);
+        assert_eq!(verify_transport(&zero[14..]), Verdict::Correct);
+        let frames = [tcp_v6(0, 100), zero.clone()];
+        let left = coalesce(&frames, 1, 1000);
+        assert_eq!(left.len() == 1, together, "{form}");
+        assert_eq!(cut(&left), frames, "{form}");
+    }
+}
+
+#[test]
 fn a_super_frame_passes_behind_its_flow() {
     let whole = tcp_v6(1, 500);
     let gso = Gso { kind: GsoKind::TcpV6, size: 100, header_len: 74, ecn: false };
