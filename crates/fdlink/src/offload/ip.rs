@@ -64,6 +64,9 @@ pub(super) struct IpPacket<'a> {
     /// Whether it has routers to visit yet, so that its destination is not the pseudo-header's
     /// (RFC 8200, section 8.1).
     pub(super) routed: bool,
+    /// Whether it has extension headers other than those that Linux copies when it cuts a packet
+    /// (`INET6_PROTO_GSO_EXTHDR`, net/ipv6/exthdrs_offload.c).
+    pub(super) odd_extensions: bool,
 }
 
 impl<'a> IpPacket<'a> {
@@ -92,6 +95,7 @@ impl<'a> IpPacket<'a> {
             declared_len: usize::from(u16::from_be_bytes([header[2], header[3]])),
             fragment,
             routed: false,
+            odd_extensions: false,
         })
     }
 
@@ -106,6 +110,7 @@ impl<'a> IpPacket<'a> {
             declared_len: IPV6_HEADER_LEN + payload_len,
             fragment: false,
             routed: false,
+            odd_extensions: false,
         };
         for _ in 0..=MAX_EXTENSIONS {
             let Some(extension) = packet.extension()? else {
@@ -134,6 +139,8 @@ impl<'a> IpPacket<'a> {
             _ => return Some(None),
         };
         let extension = rest.get(..len)?;
+        self.odd_extensions |=
+            !matches!(self.protocol, IPPROTO_HOPOPTS | IPPROTO_ROUTING | IPPROTO_DSTOPTS);
         match self.protocol {
             IPPROTO_ROUTING => self.routed |= extension[3] != 0,
             // An "atomic fragment" (offset 0, M 0) is a whole packet (RFC 6946).

@@ -39,9 +39,9 @@ use super::ip::{IPPROTO_TCP, IPPROTO_UDP, IPV6_HEADER_LEN, IpPacket, Version};
 use super::vnet::{ChecksumField, Gso, GsoKind};
 
 /// FIN and PSH in TCP's byte of flags (RFC 9293, section 3.1).
-const TCP_FIN_PSH: u8 = 0x01 | 0x08;
+pub(super) const TCP_FIN_PSH: u8 = 0x01 | 0x08;
 /// CWR there (RFC 3168, section 6.1).
-const TCP_CWR: u8 = 0x80;
+pub(super) const TCP_CWR: u8 = 0x80;
 
 /// What becomes of each segment's transport checksum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,14 +87,14 @@ pub enum SegmentError {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Transport {
+pub(super) enum Transport {
     Tcp,
     Udp,
 }
 
 impl Transport {
     /// Where its checksum is in its header.
-    fn checksum_offset(self) -> u16 {
+    pub(super) fn checksum_offset(self) -> u16 {
         match self {
             Self::Tcp => 16,
             Self::Udp => 6,
@@ -211,7 +211,10 @@ fn transport_of(packet: &IpPacket<'_>, kind: GsoKind) -> Result<Transport, Segme
 }
 
 /// Length of the transport header at the start of `bytes`, which go on to the end of the packet.
-fn transport_header_len(transport: Transport, bytes: &[u8]) -> Result<usize, SegmentError> {
+pub(super) fn transport_header_len(
+    transport: Transport,
+    bytes: &[u8],
+) -> Result<usize, SegmentError> {
     match (transport, bytes) {
         (Transport::Udp, &[_, _, _, _, high, low, _, _, ..]) => {
             if usize::from(u16::from_be_bytes([high, low])) != bytes.len() {
