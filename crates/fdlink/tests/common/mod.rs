@@ -2,6 +2,8 @@
 #![allow(dead_code, reason = "each test binary uses its own part of this; one uses all of it")]
 #![allow(clippy::allow_attributes, reason = "so there is nothing to expect in every one of them")]
 
+pub(crate) mod recorder;
+
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
