@@ -8,10 +8,10 @@ use std::io::IoSlice;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
-use common::{Kind, QUIET, Rig, closed, readable, super_frame};
+use common::{Kind, QUIET, Rig, Way, closed, readable, super_frame};
 use fdlink::batch::PacketType;
 use fdlink::offload::vnet::{GsoKind, RxChecksum, TxOffload};
-use fdlink::{Closed, Fill, Link, LinkOptions, Mode, Sent, TxFrame};
+use fdlink::{Closed, Fill, Link, Sent, TxFrame};
 use testkit::packet;
 
 /// A check, and for which kinds it has a meaning.
@@ -77,19 +77,19 @@ fn tun_and_tap() {
 
 /// Runs every check on every mode of these kinds; fails at the end if any failed.
 fn table(kinds: &[Kind]) {
-    let columns: Vec<(Kind, Mode)> =
-        kinds.iter().flat_map(|kind| kind.modes().iter().map(|mode| (*kind, *mode))).collect();
+    let columns: Vec<(Kind, Way)> =
+        kinds.iter().flat_map(|kind| kind.ways().iter().map(|way| (*kind, *way))).collect();
     let titles: Vec<String> =
-        columns.iter().map(|(kind, mode)| format!("{} {mode}", kind.name())).collect();
+        columns.iter().map(|(kind, way)| format!("{} {way}", kind.name())).collect();
     let mut text = format!("\n{:32}  {}\n", "", titles.join("  "));
     let mut failed = Vec::new();
     let some = |check: &&Check| kinds.iter().any(|kind| (check.applies)(*kind));
     for check in CHECKS.iter().filter(some) {
         text += &format!("{:32}", check.name);
-        for ((kind, mode), title) in columns.iter().zip(&titles) {
+        for ((kind, way), title) in columns.iter().zip(&titles) {
             let cell = if !(check.applies)(*kind) {
                 "-"
-            } else if passes(check, *kind, *mode) {
+            } else if passes(check, *kind, *way) {
                 "ok"
             } else {
                 failed.push(format!("{title}: {}", check.name));
@@ -103,8 +103,8 @@ fn table(kinds: &[Kind]) {
     assert!(failed.is_empty(), "{failed:#?}");
 }
 
-fn passes(check: &Check, kind: Kind, mode: Mode) -> bool {
-    catch_unwind(AssertUnwindSafe(|| (check.run)(&mut Rig::new(kind, mode)))).is_ok()
+fn passes(check: &Check, kind: Kind, way: Way) -> bool {
+    catch_unwind(AssertUnwindSafe(|| (check.run)(&mut Rig::new(kind, way)))).is_ok()
 }
 
 fn order_and_boundaries(rig: &mut Rig) {
@@ -228,7 +228,7 @@ fn everybodys_addresses(rig: &mut Rig) {
 /// Frames of less than a link header, and of nothing but one.
 fn runts(rig: &mut Rig) {
     if rig.kind.is_socket() {
-        let options = LinkOptions::new().mode(rig.mode).ethernet(true);
+        let options = rig.way.options().ethernet(true);
         let (link, peer, _) = common::link(rig.kind, &options).unwrap();
         let mut queues = Box::new(link).into_queues().unwrap();
         let rx = queues[0].rx.as_mut().unwrap();

@@ -379,11 +379,11 @@ fn an_injection_that_panics_ends_the_injecting() {
 #[test]
 fn descriptors_are_handed_over_where_that_was_declared() {
     testkit::in_namespace(|| {
-        for (kind, mode) in [Kind::Seqpacket, Kind::Datagram, Kind::Packet]
+        for (kind, way) in [Kind::Seqpacket, Kind::Datagram, Kind::Packet]
             .into_iter()
-            .flat_map(|kind| kind.modes().iter().map(move |mode| (kind, *mode)))
+            .flat_map(|kind| kind.ways().iter().map(move |way| (kind, *way)))
         {
-            let options = LinkOptions::new().mode(mode);
+            let options = way.options();
             let (link, _peer, _) = common::link(kind, &options).unwrap();
             let refused = Endpoint::new(link).unwrap().hand_over().unwrap_err();
             assert!(matches!(refused, HandOverError::NotDeclared), "{refused}");
@@ -404,12 +404,12 @@ fn descriptors_are_handed_over_where_that_was_declared() {
             heir.attach(dispatcher).unwrap();
             peer.send(&kind.frame(100, 3)).unwrap();
             let first = next(&events);
-            if mode != Mode::PacketMmap {
+            if way.mode != Mode::PacketMmap {
                 // Setting up a ring empties the socket's own queue.
-                assert_eq!(first, Event::Frame(0, kind.frame(100, 2)), "{kind:?} {mode}");
+                assert_eq!(first, Event::Frame(0, kind.frame(100, 2)), "{kind:?} {way}");
                 assert_eq!(next(&events), Event::Frame(0, kind.frame(100, 3)));
             } else {
-                assert_eq!(first, Event::Frame(0, kind.frame(100, 3)), "{kind:?} {mode}");
+                assert_eq!(first, Event::Frame(0, kind.frame(100, 3)), "{kind:?} {way}");
             }
         }
     });
@@ -441,8 +441,8 @@ fn every_kind_and_mode_delivers_and_stops() {
         let tun = testkit::has_tun("every_kind_and_mode_delivers_and_stops, TUN and TAP");
         let mut kinds = vec![Kind::Seqpacket, Kind::Datagram, Kind::Packet];
         kinds.extend(tun.then_some([Kind::Tap, Kind::Tun]).into_iter().flatten());
-        for (kind, mode) in kinds.into_iter().flat_map(|k| k.modes().iter().map(move |m| (k, *m))) {
-            let (link, peer, _) = common::link(kind, &LinkOptions::new().mode(mode)).unwrap();
+        for (kind, way) in kinds.into_iter().flat_map(|k| k.ways().iter().map(move |w| (k, *w))) {
+            let (link, peer, _) = common::link(kind, &way.options()).unwrap();
             let endpoint = Endpoint::new(link).unwrap();
             for round in 0..2 {
                 let (dispatcher, events) = recorder(|| {});
@@ -450,13 +450,13 @@ fn every_kind_and_mode_delivers_and_stops() {
                 for seed in 0..50 {
                     let frame = kind.frame(500, seed);
                     peer.send(&frame).unwrap();
-                    assert_eq!(next(&events), Event::Frame(0, frame), "{kind:?} {mode} {round}");
+                    assert_eq!(next(&events), Event::Frame(0, frame), "{kind:?} {way} {round}");
                 }
                 std::thread::sleep(QUIET);
                 let begin = Instant::now();
                 endpoint.stop();
                 endpoint.join().unwrap();
-                assert!(begin.elapsed() < Duration::from_secs(1), "{kind:?} {mode}");
+                assert!(begin.elapsed() < Duration::from_secs(1), "{kind:?} {way}");
                 assert_eq!(next(&events), Event::Closed(0, Closed::Stopped));
             }
         }

@@ -11,7 +11,7 @@ use std::os::fd::AsFd;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use common::{Kind, PATIENCE, Rig, datagrams, seqpackets};
+use common::{Kind, PATIENCE, Rig, Way, datagrams, seqpackets};
 use fdlink::link::{adopt, open_packet, open_tap, open_tun};
 use fdlink::{
     Endpoint, Fill, LinkEndpoint, LinkOptions, Mode, NetworkDispatcher, QueueIndex, RxBatch,
@@ -77,7 +77,8 @@ fn packet_sockets() {
         let modes = [
             ("readv", small().mode(Mode::Readv), 20_000),
             ("recvmmsg", small().mode(Mode::RecvMmsg), 20_000),
-            ("packet-mmap V3", LinkOptions::new().mode(Mode::PacketMmap), 40_000),
+            ("packet-mmap V2", Way::RING_V2.options(), 20_000),
+            ("packet-mmap V3", Way::RING_V3.options(), 40_000),
         ];
         table(
             modes
@@ -91,7 +92,7 @@ fn packet_sockets() {
 #[test]
 fn drops_are_told_while_the_queue_is_full() {
     testkit::in_namespace(|| {
-        let (mut rig, sent) = (Rig::new(Kind::Packet, Mode::Readv), 8_000);
+        let (mut rig, sent) = (Rig::new(Kind::Packet, Way::READV), 8_000);
         // More visits than between two looks at the counter, each for 1500 bytes and what the kernel
         // adds to them.
         const VISITS: usize = 1_100;
@@ -354,24 +355,23 @@ impl NetworkDispatcher for Numbers {
 fn unix_sockets() {
     print_head();
     for kind in [Kind::Seqpacket, Kind::Datagram] {
-        for mode in kind.modes() {
-            let (sum, full) = unix_flood(kind, *mode);
-            print_row(kind, &format!("{mode}, would block {full} times"), &sum);
-            assert_eq!(sum.difference(), 0, "{kind:?} {mode}");
-            assert!(full > 0, "{kind:?} {mode}: the flood fitted");
+        for way in kind.ways() {
+            let (sum, full) = unix_flood(kind, *way);
+            print_row(kind, &format!("{way}, would block {full} times"), &sum);
+            assert_eq!(sum.difference(), 0, "{kind:?} {way}");
+            assert!(full > 0, "{kind:?} {way}: the flood fitted");
         }
     }
 }
 
 /// A unix socket drops nothing: who sends too much is told, which is the second of what this
 /// returns.
-fn unix_flood(kind: Kind, mode: Mode) -> (Sum, u64) {
+fn unix_flood(kind: Kind, way: Way) -> (Sum, u64) {
     const FRAMES: u32 = 20_000;
     let (ours, far) = if kind == Kind::Seqpacket { seqpackets() } else { datagrams() };
     let peer = Peer::on_socket(far, 0);
     rustix::io::ioctl_fionbio(peer.as_fd(), true).unwrap();
-    let endpoint =
-        Endpoint::new(adopt(vec![ours], &LinkOptions::new().mode(mode)).unwrap()).unwrap();
+    let endpoint = Endpoint::new(adopt(vec![ours], &way.options()).unwrap()).unwrap();
     let numbers = Arc::new(Numbers::new(1));
     numbers.flood_is_over();
     let (mut sent, mut full) = (0, 0_u64);

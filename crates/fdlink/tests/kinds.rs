@@ -10,7 +10,7 @@ use std::net::UdpSocket;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-use common::{Kind, PATIENCE, Rig, datagrams, recv, seqpackets};
+use common::{Kind, PATIENCE, Rig, Way, datagrams, recv, seqpackets};
 use fdlink::batch::VlanTag;
 use fdlink::link::{adopt, open_packet};
 use fdlink::offload::vnet::{ChecksumField, Gso, GsoKind, RxChecksum, TxOffload};
@@ -282,8 +282,8 @@ fn a_descriptor_of_another_namespace_answers_for_its_own() {
 #[test]
 fn vlan_tags_that_the_kernel_took_out_are_told() {
     testkit::in_namespace(|| {
-        for mode in Mode::NAMED {
-            let mut rig = Rig::new(Kind::Packet, mode);
+        for way in Way::ALL {
+            let mut rig = Rig::new(Kind::Packet, way);
             let plain = rig.kind.frame(100, 1);
             let mut tagged = plain.clone();
             tagged.splice(12..12, [0x81, 0, 0x20, 7]);
@@ -293,11 +293,11 @@ fn vlan_tags_that_the_kernel_took_out_are_told() {
             while tags.len() < 2 {
                 rig.rx.fill().unwrap();
                 for frame in rig.rx.batch() {
-                    assert_eq!(frame.bytes(), plain, "{mode}");
+                    assert_eq!(frame.bytes(), plain, "{way}");
                     tags.push(frame.meta().vlan);
                 }
             }
-            assert_eq!(tags, [Some(VlanTag { tpid: 0x8100, tci: 0x2007 }), None], "{mode}");
+            assert_eq!(tags, [Some(VlanTag { tpid: 0x8100, tci: 0x2007 }), None], "{way}");
         }
     });
 }
@@ -393,7 +393,7 @@ fn a_link_that_is_not_driven_closes_nothing_but_its_own() {
 fn slots_wait_for_a_full_queueing_discipline_and_lists_do_not() {
     testkit::in_namespace(|| {
         const NAME: &str = "slots_wait_for_a_full_queueing_discipline_and_lists_do_not";
-        let mut rig = Rig::new(Kind::Packet, Mode::Readv);
+        let mut rig = Rig::new(Kind::Packet, Way::READV);
         let shape = "qdisc add dev IF root tbf rate 50mbit burst 10k limit 20k";
         let mut tc = std::process::Command::new("tc");
         tc.args(shape.split(' ').map(|word| if word == "IF" { &rig.interface } else { word }));

@@ -161,15 +161,15 @@ fn socket_rows(rounds: usize) -> Vec<Row> {
         (Kind::Datagram, datagrams),
         (Kind::Udp, udp_sockets),
     ] {
-        for mode in kind.modes() {
-            let options = LinkOptions::new().mode(*mode);
+        for way in kind.ways() {
+            let options = way.options();
             let over = move |count: usize, end: End| {
                 let (ours, far): (Vec<_>, Vec<_>) = (0..count).map(|_| pair()).unzip();
                 let far: Vec<_> = far.into_iter().map(|fd| Peer::on_socket(fd, 0)).collect();
                 let far: Vec<_> = far.iter().collect();
                 live(adopt(ours, &options).unwrap(), &far, b"a message", end);
             };
-            let name = format!("{} {mode}", kind.name());
+            let name = format!("{} {way}", kind.name());
             let (one, left) = (over.clone(), over.clone());
             rows.extend([
                 row(&name, rounds, move || one(1, End::Stop)),
@@ -178,15 +178,15 @@ fn socket_rows(rounds: usize) -> Vec<Row> {
             ]);
         }
     }
-    for (kind, mode) in [Kind::Seqpacket, Kind::Datagram]
+    for (kind, way) in [Kind::Seqpacket, Kind::Datagram]
         .into_iter()
-        .flat_map(|kind| kind.modes().iter().map(move |mode| (kind, *mode)))
+        .flat_map(|kind| kind.ways().iter().map(move |way| (kind, *way)))
     {
         let pair = if kind == Kind::Seqpacket { seqpackets } else { datagrams };
-        rows.push(row(&format!("{} {mode}, gifts", kind.name()), rounds, move || {
+        rows.push(row(&format!("{} {way}, gifts", kind.name()), rounds, move || {
             let (ours, far) = pair();
             give_descriptors(&far);
-            let link = adopt(vec![ours], &LinkOptions::new().mode(mode)).unwrap();
+            let link = adopt(vec![ours], &way.options()).unwrap();
             let endpoint = Endpoint::new(link).unwrap();
             let (dispatcher, arrived) = counter();
             endpoint.attach(dispatcher).unwrap();
@@ -220,15 +220,15 @@ fn packet_rows(rounds: usize) -> Vec<Row> {
     let peer = Arc::new(Peer::on_interface("leak-far").unwrap());
     let frame = Kind::Packet.frame(500, 1);
     let mut rows = Vec::new();
-    for mode in Kind::Packet.modes() {
+    for way in Kind::Packet.ways() {
         for (what, queues, end, part) in [
             ("", 1, End::Stop, 2),
             (", no stop", 1, End::Drop, 4),
             (", fanout of 2", 2, End::Stop, 4),
         ] {
             let (peer, frame) = (Arc::clone(&peer), frame.clone());
-            let options = LinkOptions::new().mode(*mode);
-            rows.push(row(&format!("packet {mode}{what}"), rounds / part, move || {
+            let options = way.options();
+            rows.push(row(&format!("packet {way}{what}"), rounds / part, move || {
                 live(open_packet("leak", queues, &options).unwrap(), &[&peer], &frame, end);
             }));
         }

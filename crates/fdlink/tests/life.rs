@@ -12,24 +12,24 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use common::recorder::{Event, next, over, recorder, recorder_by_queue};
-use common::{Kind, PATIENCE, QUIET, datagrams, seqpackets};
+use common::{Kind, PATIENCE, QUIET, Way, datagrams, seqpackets};
 use fdlink::link::{open_packet, open_tun};
 use fdlink::{AttachError, Closed, Endpoint, LinkEndpoint, LinkOptions, Mode};
 use testkit::process::{self, Footprint};
 use testkit::{Peer, interface};
 
-/// Every kind that can be had here, in each of its modes.
-fn kinds_and_modes(test: &str) -> Vec<(Kind, Mode)> {
+/// Every kind that can be had here, in every way it has.
+fn kinds_and_ways(test: &str) -> Vec<(Kind, Way)> {
     let mut kinds = vec![Kind::Seqpacket, Kind::Datagram, Kind::Udp, Kind::Packet];
     if testkit::has_tun(&format!("{test}, TUN and TAP")) {
         kinds.extend([Kind::Tap, Kind::Tun]);
     }
-    kinds.into_iter().flat_map(|kind| kind.modes().iter().map(move |mode| (kind, *mode))).collect()
+    kinds.into_iter().flat_map(|kind| kind.ways().iter().map(move |way| (kind, *way))).collect()
 }
 
 /// An endpoint, its far end, and its interface.
-fn endpoint(kind: Kind, mode: Mode) -> (Endpoint, Peer, String) {
-    let (link, peer, interface) = common::link(kind, &LinkOptions::new().mode(mode)).unwrap();
+fn endpoint(kind: Kind, way: Way) -> (Endpoint, Peer, String) {
+    let (link, peer, interface) = common::link(kind, &way.options()).unwrap();
     (Endpoint::new(link).unwrap(), peer, interface)
 }
 
@@ -42,9 +42,9 @@ fn assert_ended(events: &Receiver<Event>) {
 #[test]
 fn stopped_and_dropped_from_within_a_delivery() {
     testkit::in_namespace(|| {
-        for (kind, mode) in kinds_and_modes("stopped_and_dropped_from_within_a_delivery") {
+        for (kind, way) in kinds_and_ways("stopped_and_dropped_from_within_a_delivery") {
             for last_owner in [false, true] {
-                let (endpoint, peer, _) = endpoint(kind, mode);
+                let (endpoint, peer, _) = endpoint(kind, way);
                 let endpoint = Arc::new(endpoint);
                 let shared = Arc::new(Mutex::new(Some(Arc::clone(&endpoint))));
                 let inside = Arc::clone(&shared);
@@ -56,8 +56,8 @@ fn stopped_and_dropped_from_within_a_delivery() {
                 let held = (!last_owner).then_some(endpoint);
                 let frame = kind.frame(100, 1);
                 peer.send(&frame).unwrap();
-                assert_eq!(next(&events), Event::Frame(0, frame), "{kind:?} {mode}");
-                assert_eq!(next(&events), Event::Closed(0, Closed::Stopped), "{kind:?} {mode}");
+                assert_eq!(next(&events), Event::Frame(0, frame), "{kind:?} {way}");
+                assert_eq!(next(&events), Event::Closed(0, Closed::Stopped), "{kind:?} {way}");
                 if let Some(endpoint) = held {
                     endpoint.join().unwrap();
                     assert!(!endpoint.is_attached());
@@ -126,8 +126,8 @@ const STORM: Duration = Duration::from_millis(300);
 fn a_storm_of_signals_loses_nothing() {
     testkit::in_namespace(|| {
         process::interrupt_on_usr1().unwrap();
-        for (kind, mode) in kinds_and_modes("a_storm_of_signals_loses_nothing") {
-            let (endpoint, peer, _) = endpoint(kind, mode);
+        for (kind, way) in kinds_and_ways("a_storm_of_signals_loses_nothing") {
+            let (endpoint, peer, _) = endpoint(kind, way);
             let (dispatcher, events) = recorder(|| {});
             endpoint.attach(dispatcher).unwrap();
             let (over, before) = (AtomicBool::new(false), process::interruptions());
@@ -146,15 +146,15 @@ fn a_storm_of_signals_loses_nothing() {
                     burst.clone().for_each(|i| peer.send(&kind.frame(500, i)).unwrap());
                     burst.for_each(|i| {
                         let sent = Event::Frame(0, kind.frame(500, i));
-                        assert_eq!(next(&events), sent, "{kind:?} {mode}");
+                        assert_eq!(next(&events), sent, "{kind:?} {way}");
                     });
                 }
                 over.store(true, Ordering::Relaxed);
             });
-            assert!(process::interruptions() - before > 100, "that was no storm: {kind:?} {mode}");
+            assert!(process::interruptions() - before > 100, "that was no storm: {kind:?} {way}");
             endpoint.stop();
             endpoint.join().unwrap();
-            assert_eq!(next(&events), Event::Closed(0, Closed::Stopped), "{kind:?} {mode}");
+            assert_eq!(next(&events), Event::Closed(0, Closed::Stopped), "{kind:?} {way}");
         }
     });
 }
@@ -257,12 +257,12 @@ fn a_slow_dispatcher_holds_up_its_own_descriptor_only() {
 #[test]
 fn two_endpoints_on_one_interface_do_not_hear_each_other() {
     testkit::in_namespace(|| {
-        for mode in Kind::Packet.modes() {
+        for way in Kind::Packet.ways() {
             for queues in [1, 2] {
                 interface::veth("both0", "both1", 1500).unwrap();
                 let far = Peer::on_interface("both1").unwrap();
                 let attached = [0, 1].map(|_| {
-                    let link = open_packet("both0", queues, &LinkOptions::new().mode(*mode));
+                    let link = open_packet("both0", queues, &way.options());
                     let endpoint = Endpoint::new(link.unwrap()).unwrap();
                     let (dispatcher, events) = recorder(|| {});
                     endpoint.attach(dispatcher).unwrap();
@@ -278,8 +278,8 @@ fn two_endpoints_on_one_interface_do_not_hear_each_other() {
                 for (endpoint, events) in &attached {
                     // The first that comes is the far end's, and nothing follows it.
                     let Event::Frame(_, first) = next(events) else { panic!("closed") };
-                    assert_eq!(first, frame, "{mode} × {queues}");
-                    assert!(events.recv_timeout(QUIET).is_err(), "{mode} × {queues}");
+                    assert_eq!(first, frame, "{way} × {queues}");
+                    assert!(events.recv_timeout(QUIET).is_err(), "{way} × {queues}");
                     assert_eq!(endpoint.stats().rx().frames, 1);
                 }
                 interface::remove("both0").unwrap();
@@ -303,9 +303,8 @@ fn until_it_comes(mut send: impl FnMut(), mut came: impl FnMut() -> bool) {
 fn links_go_down_and_up_and_away_under_an_attached_endpoint() {
     testkit::in_namespace(|| {
         let test = "links_go_down_and_up_and_away_under_an_attached_endpoint";
-        for (kind, mode) in kinds_and_modes(test).into_iter().filter(|(kind, _)| !kind.is_socket())
-        {
-            let (endpoint, peer, name) = endpoint(kind, mode);
+        for (kind, way) in kinds_and_ways(test).into_iter().filter(|(kind, _)| !kind.is_socket()) {
+            let (endpoint, peer, name) = endpoint(kind, way);
             let (dispatcher, events) = recorder(|| {});
             endpoint.attach(dispatcher).unwrap();
             let frame = kind.frame(100, 1);
@@ -313,9 +312,9 @@ fn links_go_down_and_up_and_away_under_an_attached_endpoint() {
                 interface::down(&name).unwrap();
                 // Refused and counted, and no reason to end: ENETDOWN, or EIO from a device.
                 let refused = endpoint.write_raw(&frame).unwrap_err();
-                assert_eq!(refused.kind(), std::io::ErrorKind::InvalidInput, "{kind:?} {mode}");
+                assert_eq!(refused.kind(), std::io::ErrorKind::InvalidInput, "{kind:?} {way}");
                 assert_eq!(endpoint.stats().tx().link_down, flap);
-                assert!(events.recv_timeout(QUIET).is_err(), "{kind:?} {mode}");
+                assert!(events.recv_timeout(QUIET).is_err(), "{kind:?} {way}");
                 interface::up(&name).unwrap();
                 until_it_comes(|| drop(peer.send(&frame)), || events.try_recv().is_ok());
                 until_it_comes(
@@ -324,20 +323,20 @@ fn links_go_down_and_up_and_away_under_an_attached_endpoint() {
                 );
                 while events.recv_timeout(QUIET).is_ok() {}
             }
-            if kind == Kind::Packet && mode != Mode::Readv {
+            if kind == Kind::Packet && way.mode != Mode::Readv {
                 // Then the socket gives no second sign when the interface goes.
                 interface::down(&name).unwrap();
-                assert!(events.recv_timeout(QUIET).is_err(), "{kind:?} {mode}");
+                assert!(events.recv_timeout(QUIET).is_err(), "{kind:?} {way}");
             }
             interface::remove(&name).unwrap();
-            assert_eq!(next(&events), Event::Closed(0, Closed::Removed), "{kind:?} {mode}");
+            assert_eq!(next(&events), Event::Closed(0, Closed::Removed), "{kind:?} {way}");
             endpoint.join().unwrap();
             assert_ended(&events);
             let gone = endpoint.write_raw(&frame).unwrap_err();
             assert!(
                 [Some(libc::ENXIO), Some(libc::EBADFD), Some(libc::ENODEV)]
                     .contains(&gone.raw_os_error()),
-                "{kind:?} {mode}: {gone}"
+                "{kind:?} {way}: {gone}"
             );
         }
     });

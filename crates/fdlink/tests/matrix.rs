@@ -9,9 +9,9 @@ use std::fmt::Write as _;
 use std::io::IoSlice;
 use std::path::Path;
 
-use common::{Kind, QUIET, Rig, super_frame};
+use common::{Kind, QUIET, Rig, Way, super_frame};
 use fdlink::offload::vnet::{Gso, GsoKind, RxChecksum, TxOffload};
-use fdlink::{Fill, Link, LinkOptions, Mode, Offload, QueuePair, SetupError, TxFrame};
+use fdlink::{Fill, Link, Offload, QueuePair, SetupError, TxFrame};
 
 /// What may be left to the other side.
 const OFFLOADS: [(&str, Option<GsoKind>); 4] = [
@@ -29,9 +29,9 @@ fn kinds_modes_and_offloads() {
         let tun = testkit::has_tun("kinds_modes_and_offloads, TUN and TAP");
         kinds.extend(tun.then_some([Kind::Tap, Kind::Tun]).into_iter().flatten());
         for kind in kinds {
-            for mode in Mode::NAMED {
-                let cells = row(kind, mode);
-                writeln!(text, "| {} | {mode} | {} |", kind.name(), cells.join(" | ")).unwrap();
+            for way in Way::ALL {
+                let cells = row(kind, way);
+                writeln!(text, "| {} | {way} | {} |", kind.name(), cells.join(" | ")).unwrap();
             }
         }
         println!("{text}");
@@ -54,15 +54,15 @@ received may leave to us; a plain socket has a vnet header in-band, since nobody
 ";
 
 /// What there is: the mode, then each offload out, then each in.
-fn row(kind: Kind, mode: Mode) -> Vec<String> {
-    let mut rig = match rig(kind, mode) {
+fn row(kind: Kind, way: Way) -> Vec<String> {
+    let mut rig = match rig(kind, way) {
         Ok(rig) => rig,
         Err(SetupError::Option { option: "mode", expected, .. }) => {
             let mut cells = vec![format!("needs {}", expected.split(" for ").next().unwrap())];
             cells.resize(1 + 2 * OFFLOADS.len(), "-".to_owned());
             return cells;
         }
-        Err(error) => panic!("{kind:?} {mode}: {error}"),
+        Err(error) => panic!("{kind:?} {way}: {error}"),
     };
     let mut cells = vec!["yes".to_owned()];
     cells.extend(OFFLOADS.iter().map(|(_, gso)| out(&mut rig, *gso).to_owned()));
@@ -71,8 +71,8 @@ fn row(kind: Kind, mode: Mode) -> Vec<String> {
 }
 
 /// A link that must have offloads.
-fn rig(kind: Kind, mode: Mode) -> Result<Rig, SetupError> {
-    let mut options = LinkOptions::new().mode(mode).offload(Offload::Required);
+fn rig(kind: Kind, way: Way) -> Result<Rig, SetupError> {
+    let mut options = way.options().offload(Offload::Required);
     if kind.is_socket() {
         options = options.in_band_vnet_header(10);
     }
@@ -80,7 +80,7 @@ fn rig(kind: Kind, mode: Mode) -> Result<Rig, SetupError> {
     let (stats, properties) = (link.stats(), link.properties().clone());
     let QueuePair { rx, tx } = Box::new(link).into_queues()?.remove(0);
     let rx = rx.unwrap();
-    Ok(Rig { kind, mode, rx, tx, stats, properties, peer, interface })
+    Ok(Rig { kind, way, rx, tx, stats, properties, peer, interface })
 }
 
 /// A frame with something left to do: a super-frame of that kind, or one segment.

@@ -9,7 +9,7 @@ use std::io::IoSlice;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant, SystemTime};
 
-use common::{Kind, PATIENCE, QUIET, Rig, closed, readable, recv};
+use common::{Kind, PATIENCE, QUIET, Rig, Way, closed, readable, recv};
 use fdlink::batch::VlanTag;
 use fdlink::link::{adopt, open_packet};
 use fdlink::offload::vnet::{ChecksumField, GsoKind, RxChecksum};
@@ -34,8 +34,9 @@ fn rig(version: RingVersion) -> Rig {
 fn rig_of(link: FdLink, peer: Peer, interface: String) -> Rig {
     let (stats, properties) = (link.stats(), link.properties().clone());
     let QueuePair { rx, tx } = Box::new(link).into_queues().unwrap().pop().unwrap();
-    let (kind, mode, rx) = (Kind::Packet, Mode::PacketMmap, rx.unwrap());
-    Rig { kind, mode, rx, tx, stats, properties, peer, interface }
+    // The version plays no part once a link is there.
+    let (kind, way, rx) = (Kind::Packet, Way::RING_V3, rx.unwrap());
+    Rig { kind, way, rx, tx, stats, properties, peer, interface }
 }
 
 fn refusal(link: Result<FdLink, fdlink::SetupError>) -> String {

@@ -85,11 +85,13 @@ impl Receive for PacketMmap {
             RingVersion::V2 => SLOTS_PER_BATCH,
             RingVersion::V3 => 1,
         };
-        if self.ring.take(most) == 0 {
+        let taken = self.ring.take(most);
+        if taken == 0 {
             return Ok(self.idle());
         }
         self.empty_visits = 0;
-        self.inlet.visits += 1;
+        // A ring that was overrun has at least its slots to be taken, however few visits that is.
+        self.inlet.visits += u32::try_from(taken).unwrap_or(u32::MAX);
         let (memory, frames) = (self.ring.held(), &mut self.frames);
         let losing = match geometry.version {
             RingVersion::V2 => {

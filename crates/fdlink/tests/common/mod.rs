@@ -16,7 +16,8 @@ use fdlink::link::{adopt, open_packet, open_tap, open_tun};
 use fdlink::offload::vnet::{ChecksumField, Gso, GsoKind, TxOffload};
 use fdlink::stats::LinkStats;
 use fdlink::{
-    FdLink, Fill, Link, LinkOptions, LinkProperties, Mode, QueuePair, Receive, SetupError, Transmit,
+    FdLink, Fill, Link, LinkOptions, LinkProperties, Mode, QueuePair, Receive, RingVersion,
+    SetupError, Transmit,
 };
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use testkit::packet::Tcp;
@@ -54,11 +55,11 @@ impl Kind {
         matches!(self, Self::Seqpacket | Self::Datagram | Self::Udp)
     }
 
-    pub(crate) fn modes(self) -> &'static [Mode] {
+    pub(crate) fn ways(self) -> &'static [Way] {
         match self {
-            Self::Packet => &[Mode::Readv, Mode::RecvMmsg, Mode::PacketMmap],
-            Self::Seqpacket | Self::Datagram | Self::Udp => &[Mode::Readv, Mode::RecvMmsg],
-            Self::Tap | Self::Tun => &[Mode::Readv],
+            Self::Packet => &Way::ALL,
+            Self::Seqpacket | Self::Datagram | Self::Udp => &[Way::READV, Way::RECVMMSG],
+            Self::Tap | Self::Tun => &[Way::READV],
         }
     }
 
@@ -89,10 +90,40 @@ impl Kind {
     }
 }
 
+/// How frames come in: a mode, and the version of its ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Way {
+    pub(crate) mode: Mode,
+    version: RingVersion,
+}
+
+impl Way {
+    pub(crate) const READV: Self = Self { mode: Mode::Readv, version: RingVersion::V3 };
+    pub(crate) const RECVMMSG: Self = Self { mode: Mode::RecvMmsg, version: RingVersion::V3 };
+    pub(crate) const RING_V2: Self = Self { mode: Mode::PacketMmap, version: RingVersion::V2 };
+    pub(crate) const RING_V3: Self = Self { mode: Mode::PacketMmap, version: RingVersion::V3 };
+    pub(crate) const ALL: [Self; 4] = [Self::READV, Self::RECVMMSG, Self::RING_V2, Self::RING_V3];
+
+    pub(crate) fn options(self) -> LinkOptions {
+        LinkOptions::new().mode(self.mode).ring_version(self.version)
+    }
+}
+
+impl std::fmt::Display for Way {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let ring = if self.mode == Mode::PacketMmap {
+            format!(" {:?}", self.version)
+        } else {
+            String::new()
+        };
+        f.pad(&format!("{}{ring}", self.mode))
+    }
+}
+
 /// A link under test and its far end.
 pub(crate) struct Rig {
     pub(crate) kind: Kind,
-    pub(crate) mode: Mode,
+    pub(crate) way: Way,
     pub(crate) rx: Box<dyn Receive>,
     pub(crate) tx: Box<dyn Transmit>,
     pub(crate) stats: LinkStats,
@@ -103,14 +134,14 @@ pub(crate) struct Rig {
 }
 
 impl Rig {
-    pub(crate) fn new(kind: Kind, mode: Mode) -> Self {
-        let (link, peer, interface) = link(kind, &LinkOptions::new().mode(mode)).unwrap();
-        assert_eq!(link.properties().mode, mode);
-        assert_eq!(link.report().mode, mode);
+    pub(crate) fn new(kind: Kind, way: Way) -> Self {
+        let (link, peer, interface) = link(kind, &way.options()).unwrap();
+        assert_eq!(link.properties().mode, way.mode);
+        assert_eq!(link.report().mode, way.mode);
         let (stats, properties) = (link.stats(), link.properties().clone());
         let mut queues = Box::new(link).into_queues().unwrap();
         let QueuePair { rx, tx } = queues.pop().unwrap();
-        Self { kind, mode, rx: rx.unwrap(), tx, stats, properties, peer, interface }
+        Self { kind, way, rx: rx.unwrap(), tx, stats, properties, peer, interface }
     }
 
     pub(crate) fn recv(&mut self, count: usize) -> Vec<Vec<u8>> {
