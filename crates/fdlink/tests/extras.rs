@@ -7,16 +7,41 @@ mod common;
 use std::io::{ErrorKind, IoSlice};
 use std::net::UdpSocket;
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use common::{Kind, PATIENCE, QUIET, datagrams, recv, seqpackets};
 use fdlink::link::{adopt, adopt_borrowed, open_packet, open_tap, open_tun};
-use fdlink::{BpfInstruction, FdLink, Fill, Link, LinkOptions, Mode, Receive, TxFrame};
+use fdlink::{BpfInstruction, FdLink, Fill, Link, LinkOptions, Mode, QueuePair, Receive, TxFrame};
 use testkit::{Peer, interface, packet, packet_socket};
 
 fn rx_of(link: FdLink) -> Box<dyn Receive> {
     Box::new(link).into_queues().unwrap().pop().unwrap().rx.unwrap()
 }
+
+/// What comes: `count` frames, and whatever should not have come behind them.
+fn all_of(rx: &mut dyn Receive, count: usize) -> Vec<Vec<u8>> {
+    let mut frames = recv(rx, count, PATIENCE);
+    frames.extend(recv(rx, usize::MAX, QUIET));
+    frames
+}
+
+/// What comes on any of several queues.
+fn all_of_any(queues: &mut [QueuePair], count: usize) -> Vec<Vec<u8>> {
+    let mut frames = Vec::new();
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let complete = frames.len() >= count || Instant::now() > end;
+        for queue in &mut *queues {
+            let rx = queue.rx.as_mut().unwrap();
+            frames.extend(recv(&mut **rx, usize::MAX, if complete { QUIET } else { BRIEF }));
+        }
+        if complete {
+            return frames;
+        }
+    }
+}
+
+const BRIEF: Duration = Duration::from_millis(2);
 
 /// Keeps frames whose byte at `offset` is `value`.
 fn byte_is(offset: u32, value: u32) -> Vec<BpfInstruction> {
@@ -68,16 +93,14 @@ fn a_filter_lets_in_what_it_keeps_and_nothing_else() {
                 assert_eq!(link.report().descriptors[0].filter, 4);
                 let mut rx = rx_of(link);
                 frames.iter().for_each(|frame| peer.send(frame).unwrap());
-                let received = recv(&mut *rx, usize::MAX, QUIET);
+                let received = all_of(&mut *rx, 2);
                 assert_eq!(received, [frames[1].clone(), frames[3].clone()], "{mode}");
             }
             // Several, behind the filter that keeps a ring empty until the group is there.
             let link = open_packet("a", 3, &options).unwrap();
             let mut queues = Box::new(link).into_queues().unwrap();
             frames.iter().for_each(|frame| peer.send(frame).unwrap());
-            let all = |rx: &mut Box<dyn Receive>| recv(&mut **rx, usize::MAX, QUIET);
-            let all: Vec<_> =
-                queues.iter_mut().flat_map(|queue| all(queue.rx.as_mut().unwrap())).collect();
+            let all = all_of_any(&mut queues, 2);
             assert_eq!(all, [frames[1].clone(), frames[3].clone()], "{mode}");
         }
     });
@@ -93,7 +116,7 @@ fn a_filter_on_plain_sockets() {
         for message in [[1, 2], [2, 3], [3, 4]] {
             peer.send(&message).unwrap();
         }
-        assert_eq!(recv(&mut *rx, usize::MAX, QUIET), [[2, 3]]);
+        assert_eq!(all_of(&mut *rx, 1), [[2, 3]]);
     }
     let (ours, far) = udp_pair();
     // Behind the 8 bytes of the UDP header.
@@ -101,7 +124,7 @@ fn a_filter_on_plain_sockets() {
     for message in [[1, 2], [2, 3], [3, 4]] {
         far.send(&message).unwrap();
     }
-    assert_eq!(recv(&mut *rx, usize::MAX, QUIET), [[2, 3]]);
+    assert_eq!(all_of(&mut *rx, 1), [[2, 3]]);
 }
 
 fn udp_pair() -> (OwnedFd, UdpSocket) {
@@ -132,13 +155,7 @@ fn a_filter_on_a_tap_goes_with_the_link() {
         // A frame that is refused looks like one for which there is no room, so sending may fail.
         let send = || frames.iter().for_each(|frame| drop(peer.send(frame)));
         send();
-        let mut received = |wait| -> Vec<_> {
-            let all = |queue: &mut fdlink::QueuePair| {
-                recv(&mut **queue.rx.as_mut().unwrap(), usize::MAX, wait)
-            };
-            queues.iter_mut().flat_map(all).collect()
-        };
-        assert_eq!(received(QUIET), frames[1..2]);
+        assert_eq!(all_of_any(&mut queues, 1), frames[1..2]);
         assert_eq!(counters.dropped().unwrap(), 2);
         // It stays for the other queue.
         drop(queues.remove(0));
@@ -148,11 +165,8 @@ fn a_filter_on_a_tap_goes_with_the_link() {
         let mut queues =
             Box::new(adopt(stays, &LinkOptions::new()).unwrap()).into_queues().unwrap();
         send();
-        let all = |queue: &mut fdlink::QueuePair| {
-            recv(&mut **queue.rx.as_mut().unwrap(), usize::MAX, QUIET)
-        };
         // With what waited: one kept by the filter.
-        assert_eq!(queues.iter_mut().map(|queue| all(queue).len()).sum::<usize>(), 3 + 1);
+        assert_eq!(all_of_any(&mut queues, 4).len(), 3 + 1);
     });
 }
 
@@ -237,7 +251,7 @@ fn what_a_device_dropped_is_told_to_the_frame() {
             // More than a device's queue takes. Whether the sender hears of a drop depends on the
             // queueing discipline.
             (0..1500).for_each(|_| drop(peer.send(&kind.frame(100, 1))));
-            let received = recv(&mut *rx, usize::MAX, QUIET).len();
+            let received = all_of(&mut *rx, 500).len();
             let dropped = std::thread::scope(|scope| scope.spawn(|| counters.dropped()).join());
             let dropped = dropped.unwrap().unwrap();
             assert_eq!(u64::try_from(received).unwrap() + dropped, 1500, "{kind:?}");

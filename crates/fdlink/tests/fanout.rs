@@ -6,9 +6,9 @@ mod common;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use common::{PATIENCE, recv};
+use common::{PATIENCE, QUIET, recv};
 use fdlink::link::{adopt, open_packet};
 use fdlink::{Fanout, FanoutMode, Link, LinkOptions, Mode, QueuePair};
 use testkit::{Peer, interface, packet};
@@ -37,11 +37,20 @@ fn send_all(peer: &Peer, len: usize) {
 
 const SENT: usize = FLOWS as usize * ROUNDS as usize;
 
-/// What each queue received.
-fn received(queues: &mut [QueuePair]) -> Vec<Vec<Vec<u8>>> {
-    let wait = Duration::from_millis(50);
-    let all = |queue: &mut QueuePair| recv(&mut **queue.rx.as_mut().unwrap(), usize::MAX, wait);
-    queues.iter_mut().map(all).collect()
+/// What each queue received, when there are `count` in all and no more come.
+fn received(queues: &mut [QueuePair], count: usize) -> Vec<Vec<Vec<u8>>> {
+    let mut frames = vec![Vec::new(); queues.len()];
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let complete = frames.iter().map(Vec::len).sum::<usize>() >= count;
+        let wait = if complete { QUIET } else { Duration::from_millis(2) };
+        for (queue, frames) in queues.iter_mut().zip(&mut frames) {
+            frames.extend(recv(&mut **queue.rx.as_mut().unwrap(), usize::MAX, wait));
+        }
+        if complete || Instant::now() > end {
+            return frames;
+        }
+    }
 }
 
 /// Every frame arrived, and none twice.
@@ -86,7 +95,7 @@ fn each_way_of_sharing_gives_every_frame_to_one_socket() {
                     continue;
                 }
                 send_all(&peer, len);
-                let received = received(&mut queues);
+                let received = received(&mut queues, SENT);
                 assert_complete(&received, len);
                 let counts: Vec<_> = received.iter().map(Vec::len).collect();
                 let text = format!("{} in {mode}: {counts:?}", way.name());
@@ -113,7 +122,7 @@ fn a_flow_stays_on_one_socket_and_in_order_by_hash() {
             let link = open_packet("a", 4, &LinkOptions::new().mode(mode)).unwrap();
             let mut queues = Box::new(link).into_queues().unwrap();
             send_all(&peer, 20);
-            let received = received(&mut queues);
+            let received = received(&mut queues, SENT);
             assert_complete(&received, 20);
             for flow in 0..FLOWS {
                 let of_flow = |frame: &&Vec<u8>| frame[34..36] == (1000 + flow).to_be_bytes();
@@ -144,16 +153,16 @@ fn what_waited_on_several_sockets_comes_once() {
             (0..5).for_each(|round| peer.send(&frame(1, round, 20)).unwrap());
             let link = adopt(fds, &LinkOptions::new().mode(mode)).unwrap();
             let mut queues = Box::new(link).into_queues().unwrap();
-            let waited = received(&mut queues).concat();
             // A ring starts empty; the kernel throws away what waits.
             let expected = if mode == Mode::PacketMmap { 0 } else { 5 };
+            let waited = received(&mut queues, expected.into()).concat();
             assert_eq!(
                 waited,
                 (0..expected).map(|r| frame(1, r, 20)).collect::<Vec<_>>(),
                 "{mode}"
             );
             send_all(&peer, 20);
-            assert_complete(&received(&mut queues), 20);
+            assert_complete(&received(&mut queues, SENT), 20);
         }
     });
 }
@@ -182,7 +191,8 @@ fn fragments_are_put_together_only_where_it_is_asked() {
             let link = open_packet("a", 2, &LinkOptions::new().fanout(fanout)).unwrap();
             let mut queues = Box::new(link).into_queues().unwrap();
             fragments.iter().for_each(|frame| peer.send(frame).unwrap());
-            let mut frames = received(&mut queues).concat();
+            let expected = if defragment { 1 } else { 2 };
+            let mut frames = received(&mut queues, expected).concat();
             frames.sort_by_key(|frame| frame[20] == 0);
             if defragment {
                 assert_eq!(frames.len(), 1);
@@ -260,10 +270,6 @@ fn be_a_member() {
     say("group", link.report().descriptors[0].fanout_group.unwrap().into());
     let mut queues = Box::new(link).into_queues().unwrap();
     std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
-    let mut count = 0;
-    let end = std::time::Instant::now() + PATIENCE;
-    while count < SENT && std::time::Instant::now() < end {
-        count += received(&mut queues).iter().map(Vec::len).sum::<usize>();
-    }
+    let count = received(&mut queues, SENT).iter().map(Vec::len).sum();
     say("received", count);
 }

@@ -83,15 +83,17 @@ fn a_macvtap_is_a_tap() {
     testkit::in_namespace(|| {
         const NAME: &str = "a_macvtap_is_a_tap";
         interface::veth("a", "b", 1500).unwrap();
-        if let Err(error) = interface::macvtap("mvt", "a") {
+        // Nodes know no namespaces, so the name is to be found nowhere else.
+        let name = format!("mvt{}", std::process::id());
+        if let Err(error) = interface::macvtap(&name, "a") {
             return testkit::skip(NAME, &format!("no macvtap: {error}"));
         }
-        let Some(fd) = macvtap_node("mvt") else {
+        let Some(fd) = macvtap_node(&name) else {
             return testkit::skip(NAME, "the device's node cannot be made");
         };
         let spare = fd.try_clone().unwrap();
         let link = adopt(vec![fd], &LinkOptions::new()).unwrap();
-        assert_eq!((link.properties().kind, link.interface()), (LinkKind::Tap, Some("mvt")));
+        assert_eq!((link.properties().kind, link.interface()), (LinkKind::Tap, Some(&*name)));
         assert_eq!(link.report().descriptors[0].vnet_header_len, 10);
         let capabilities = link.properties().capabilities;
         assert!(capabilities.tso4 && capabilities.tso6 && capabilities.tx_checksum);
@@ -113,7 +115,7 @@ fn a_macvtap_is_a_tap() {
         let text = refusal(vec![spare.try_clone().unwrap()], &filtered());
         assert!(text.starts_with("ioctl(TUNATTACHFILTER) failed on descriptor 0"), "{text}");
         // When it is gone, the kernel takes what is written and says nothing; who asks is told.
-        interface::remove("mvt").unwrap();
+        interface::remove(&name).unwrap();
         assert_eq!((send(&mut *queues.tx), rx.fill().unwrap()), (1, Fill::Empty));
         let text = refusal(vec![spare], &LinkOptions::new());
         assert!(text.contains("descriptor 0 is a macvtap node whose device is gone"), "{text}");

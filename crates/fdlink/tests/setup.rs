@@ -295,6 +295,27 @@ fn a_failed_set_up_leaves_no_group_behind() {
     });
 }
 
+#[test]
+fn without_descriptors_left_nothing_is_made_and_nothing_changed() {
+    testkit::in_namespace(|| {
+        use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+        let fd = seqpackets().0;
+        let before = State::of(&fd);
+        let old = getrlimit(Resource::Nofile);
+        // The next number is the lowest free one.
+        let next = std::os::fd::AsRawFd::as_raw_fd(&fd.try_clone().unwrap());
+        let current = u64::try_from(next).ok();
+        setrlimit(Resource::Nofile, Rlimit { current, maximum: old.maximum }).unwrap();
+        let borrowed = adopt_borrowed(&[fd.as_fd()], &LinkOptions::new());
+        let pair = open_seqpacket_pair(&LinkOptions::new());
+        setrlimit(Resource::Nofile, old).unwrap();
+        let text = text(&borrowed.unwrap_err());
+        assert!(text.starts_with("fcntl(F_DUPFD_CLOEXEC) failed on descriptor 0: "), "{text}");
+        assert_eq!(pair.unwrap_err().to_string(), "socketpair failed on AF_UNIX");
+        assert_eq!(State::of(&fd), before);
+    });
+}
+
 /// Until the last of link and queues is gone, and in whatever order they go.
 #[test]
 fn borrowed_descriptors_go_back_to_what_they_were() {
