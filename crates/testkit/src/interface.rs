@@ -23,6 +23,7 @@ const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
 const IFLA_LINK: u16 = 5;
 const IFLA_LINKINFO: u16 = 18;
+const IFLA_STATS64: u16 = 23;
 const IFLA_PROMISCUITY: u16 = 30;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
@@ -229,6 +230,56 @@ pub fn index(name: &str) -> io::Result<u32> {
         None,
     )?;
     Ok(rustix::net::netdevice::name_to_index(socket, name)?)
+}
+
+/// What an interface has counted since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Frames that came in.
+    pub rx_packets: u64,
+    /// Frames that went out.
+    pub tx_packets: u64,
+    /// Frames that were dropped on their way in: by the interface, or in the backlog of the
+    /// processor they came to (netdev_max_backlog).
+    pub rx_dropped: u64,
+    /// Frames that were dropped on their way out; on a TUN or TAP device, because the descriptor's
+    /// owner was slow.
+    pub tx_dropped: u64,
+}
+
+/// Reads an interface's counters.
+///
+/// # Errors
+///
+/// Where there is none of that name, or the kernel refuses.
+pub fn counters(name: &str) -> io::Result<Counters> {
+    let answer = ask(RTM_GETLINK, 0, &link_header(index(name)?, 0, 0))?;
+    // Attributes follow struct nlmsghdr and struct ifinfomsg.
+    let stats = attribute_of(answer.get(32..).unwrap_or_default(), IFLA_STATS64)
+        .ok_or(io::ErrorKind::InvalidData)?;
+    // struct rtnl_link_stats64: fields of 64 bits, packets, bytes, errors and drops of each way.
+    let field = |place: usize| -> io::Result<u64> {
+        let bytes = stats.get(place * 8..).and_then(|rest| rest.first_chunk());
+        Ok(u64::from_ne_bytes(*bytes.ok_or(io::ErrorKind::InvalidData)?))
+    };
+    Ok(Counters {
+        rx_packets: field(0)?,
+        tx_packets: field(1)?,
+        rx_dropped: field(6)?,
+        tx_dropped: field(7)?,
+    })
+}
+
+/// The value of the first attribute of that kind.
+fn attribute_of(mut attributes: &[u8], kind: u16) -> Option<&[u8]> {
+    while let Some([a, b, c, d]) = attributes.first_chunk() {
+        let len = usize::from(u16::from_ne_bytes([*a, *b]));
+        if u16::from_ne_bytes([*c, *d]) == kind {
+            return attributes.get(4..len);
+        }
+        attributes = attributes.get(len.max(4).next_multiple_of(4)..)?;
+    }
+    None
 }
 
 fn parts(address: IpAddr) -> (u8, Vec<u8>) {

@@ -1,6 +1,6 @@
 //! What the tests of this workspace share: network namespaces without root ([`in_namespace`]),
-//! interfaces in them ([`interface`]), a far end that sends and receives by script ([`Peer`]), and
-//! packets with right checksums ([`packet`]).
+//! interfaces in them ([`interface`]), a far end that sends and receives by script ([`Peer`]),
+//! packets with right checksums ([`packet`]), and a look at the test's own process ([`process`]).
 //!
 //! A test that lacks a right is skipped, and says so on a line `SKIPPED <test>: <reason>`; with
 //! FDLINK_REQUIRE=1 in the environment it fails instead.
@@ -9,10 +9,12 @@ pub mod interface;
 mod namespace;
 pub mod packet;
 mod peer;
+pub mod process;
 mod sys;
 
 pub use namespace::{in_namespace, in_second_namespace};
 pub use peer::Peer;
+pub use sys::alloc::CountingAllocator;
 
 use std::io::Write;
 
