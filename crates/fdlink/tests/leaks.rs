@@ -1,7 +1,7 @@
 //! An endpoint that is gone leaves nothing behind: descriptors, threads, mappings and heap are the
 //! same before and after many rounds of building, attaching, traffic both ways and dropping.
 //!
-//! FDLINK_LEAK_ROUNDS says how many rounds (200). That many are made over unix sockets; where the
+//! FDLINK_LEAK_ROUNDS says how many rounds (200). That many are made over sockets other than AF_PACKET; where the
 //! kernel takes its time to close a descriptor (25 to 41 ms for each packet socket, and as much for
 //! a device), a row makes a part of them, which the table says.
 //!
@@ -10,16 +10,19 @@
 
 mod common;
 
-use std::os::fd::OwnedFd;
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
-use common::{Kind, PATIENCE, datagrams, seqpackets};
+use common::{Kind, PATIENCE, datagrams, seqpackets, udp_sockets};
 use fdlink::link::{adopt, open_packet, open_tap, open_tun};
 use fdlink::{
     Endpoint, FdLink, LinkEndpoint, LinkOptions, Mode, NetworkDispatcher, QueueIndex, RxBatch,
 };
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use testkit::process::{Footprint, steady_mappings};
 use testkit::{CountingAllocator, Peer, interface};
 
@@ -49,12 +52,11 @@ fn leaks() {
         steady_mappings();
         let asked = std::env::var("FDLINK_LEAK_ROUNDS").map(|text| text.parse().unwrap());
         let rounds = asked.unwrap_or(200);
-        let mut makers: Vec<fn(usize) -> Vec<Row>> = vec![unix_rows, packet_rows];
+        let mut makers: Vec<fn(usize) -> Vec<Row>> = vec![socket_rows, packet_rows];
         if testkit::has_tun("leaks, TUN and TAP") {
             makers.push(device_rows);
         }
-        let outcomes: Vec<_> =
-            makers.iter().flat_map(|make| make(rounds)).map(|row| watch(row)).collect();
+        let outcomes: Vec<_> = makers.iter().flat_map(|make| make(rounds)).map(watch).collect();
         print_table(&outcomes);
         for Outcome { name, held: [before, after], .. } in &outcomes {
             assert_eq!(before, after, "{name}");
@@ -152,10 +154,13 @@ fn live(link: FdLink, peers: &[&Peer], frame: &[u8], end: End) {
     }
 }
 
-fn unix_rows(rounds: usize) -> Vec<Row> {
+fn socket_rows(rounds: usize) -> Vec<Row> {
     let mut rows = Vec::new();
-    for kind in [Kind::Seqpacket, Kind::Datagram] {
-        let pair = if kind == Kind::Seqpacket { seqpackets } else { datagrams };
+    for (kind, pair) in [
+        (Kind::Seqpacket, seqpackets as fn() -> (OwnedFd, OwnedFd)),
+        (Kind::Datagram, datagrams),
+        (Kind::Udp, udp_sockets),
+    ] {
         for mode in kind.modes() {
             let options = LinkOptions::new().mode(*mode);
             let over = move |count: usize, end: End| {
@@ -173,11 +178,41 @@ fn unix_rows(rounds: usize) -> Vec<Row> {
             ]);
         }
     }
+    for (kind, mode) in [Kind::Seqpacket, Kind::Datagram]
+        .into_iter()
+        .flat_map(|kind| kind.modes().iter().map(move |mode| (kind, *mode)))
+    {
+        let pair = if kind == Kind::Seqpacket { seqpackets } else { datagrams };
+        rows.push(row(&format!("{} {mode}, gifts", kind.name()), rounds, move || {
+            let (ours, far) = pair();
+            give_descriptors(&far);
+            let link = adopt(vec![ours], &LinkOptions::new().mode(mode)).unwrap();
+            let endpoint = Endpoint::new(link).unwrap();
+            let (dispatcher, arrived) = counter();
+            endpoint.attach(dispatcher).unwrap();
+            give_descriptors(&far);
+            let mut count = 0;
+            while count < 2 {
+                count += arrived.recv_timeout(PATIENCE).expect("what the far end sent");
+            }
+        }));
+    }
     rows.push(row("refused: two kinds", rounds, || {
         let (ours, other) = (seqpackets().0, datagrams().0);
         drop(adopt(vec![ours, other], &LinkOptions::new()).unwrap_err());
     }));
     rows
+}
+
+/// Sends a message that carries descriptors (SCM_RIGHTS), for which nobody has asked.
+fn give_descriptors(far: &OwnedFd) {
+    let gift = std::fs::File::open("/dev/null").unwrap();
+    let gifts = [gift.as_fd(); 8];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    assert!(control.push(SendAncillaryMessage::ScmRights(&gifts)));
+    let parts = [IoSlice::new(b"a message")];
+    rustix::net::sendmsg(far, &parts, &mut control, SendFlags::empty()).unwrap();
 }
 
 fn packet_rows(rounds: usize) -> Vec<Row> {

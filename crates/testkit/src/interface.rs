@@ -171,17 +171,8 @@ pub fn set_address(name: &str, address: [u8; 6]) -> io::Result<()> {
 /// Where there is none of that name, or it has no address of six bytes.
 pub fn address(name: &str) -> io::Result<[u8; 6]> {
     let answer = ask(RTM_GETLINK, 0, &link_header(index(name)?, 0, 0))?;
-    // Attributes follow struct nlmsghdr and struct ifinfomsg, 16 bytes each.
-    let mut rest = answer.get(32..).unwrap_or(&[]);
-    while let Some(&[a, b, c, d]) = rest.first_chunk() {
-        let len = usize::from(u16::from_ne_bytes([a, b]));
-        if u16::from_ne_bytes([c, d]) == IFLA_ADDRESS {
-            let value = rest.get(4..len).and_then(|value| value.try_into().ok());
-            return value.ok_or_else(|| io::ErrorKind::InvalidData.into());
-        }
-        rest = rest.get(len.max(4).next_multiple_of(4)..).unwrap_or(&[]);
-    }
-    Err(io::ErrorKind::NotFound.into())
+    let value = attribute_of(&answer, IFLA_ADDRESS).ok_or(io::ErrorKind::NotFound)?;
+    value.try_into().map_err(|_| io::ErrorKind::InvalidData.into())
 }
 
 /// Gives an interface an IP address, at once usable.
@@ -254,9 +245,7 @@ pub struct Counters {
 /// Where there is none of that name, or the kernel refuses.
 pub fn counters(name: &str) -> io::Result<Counters> {
     let answer = ask(RTM_GETLINK, 0, &link_header(index(name)?, 0, 0))?;
-    // Attributes follow struct nlmsghdr and struct ifinfomsg.
-    let stats = attribute_of(answer.get(32..).unwrap_or_default(), IFLA_STATS64)
-        .ok_or(io::ErrorKind::InvalidData)?;
+    let stats = attribute_of(&answer, IFLA_STATS64).ok_or(io::ErrorKind::InvalidData)?;
     // struct rtnl_link_stats64: fields of 64 bits, packets, bytes, errors and drops of each way.
     let field = |place: usize| -> io::Result<u64> {
         let bytes = stats.get(place * 8..).and_then(|rest| rest.first_chunk());
@@ -270,8 +259,10 @@ pub fn counters(name: &str) -> io::Result<Counters> {
     })
 }
 
-/// The value of the first attribute of that kind.
-fn attribute_of(mut attributes: &[u8], kind: u16) -> Option<&[u8]> {
+/// The value of an attribute in what tells of an interface (RTM_NEWLINK).
+fn attribute_of(answer: &[u8], kind: u16) -> Option<&[u8]> {
+    // Attributes follow struct nlmsghdr and struct ifinfomsg, 16 bytes each.
+    let mut attributes = answer.get(32..)?;
     while let Some([a, b, c, d]) = attributes.first_chunk() {
         let len = usize::from(u16::from_ne_bytes([*a, *b]));
         if u16::from_ne_bytes([*c, *d]) == kind {

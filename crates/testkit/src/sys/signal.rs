@@ -30,8 +30,9 @@ pub(crate) fn interrupt_on_usr1() -> io::Result<()> {
 
 /// Sends SIGUSR1 to a thread of this process.
 pub(crate) fn send_usr1(thread: i32) -> io::Result<()> {
+    let process = rustix::process::getpid().as_raw_nonzero().get();
     // SAFETY: tgkill takes three integers.
-    let result = unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, libc::SIGUSR1) };
+    let result = unsafe { libc::syscall(libc::SYS_tgkill, process, thread, libc::SIGUSR1) };
     if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
