@@ -65,7 +65,8 @@ counters! {
         calls,
         /// Super-frames among the frames.
         super_frames,
-        /// Dropped by the kernel because we were slow (PACKET_STATISTICS).
+        /// Dropped by the kernel because we were slow (PACKET_STATISTICS). The kernel is asked now
+        /// and then, and for the last time when the queue is dropped.
         kernel_drops,
         /// Dropped here: longer than the buffer.
         truncated,

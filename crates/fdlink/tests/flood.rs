@@ -11,9 +11,11 @@ use std::os::fd::AsFd;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use common::{Kind, PATIENCE, datagrams, seqpackets};
+use common::{Kind, PATIENCE, Rig, datagrams, seqpackets};
 use fdlink::link::{adopt, open_packet, open_tap, open_tun};
-use fdlink::{Endpoint, LinkEndpoint, LinkOptions, Mode, NetworkDispatcher, QueueIndex, RxBatch};
+use fdlink::{
+    Endpoint, Fill, LinkEndpoint, LinkOptions, Mode, NetworkDispatcher, QueueIndex, RxBatch,
+};
 use testkit::{Peer, interface, packet};
 
 /// Bytes of numbered payload: frames of nearly 1500.
@@ -79,6 +81,26 @@ fn packet_sockets() {
                 .iter()
                 .flat_map(|(name, options, frames)| variants(Kind::Packet, name, options, *frames)),
         );
+    });
+}
+
+/// Who is always behind finds no queue empty, and sees what the kernel dropped all the same.
+#[test]
+fn drops_are_told_while_the_queue_is_full() {
+    testkit::in_namespace(|| {
+        let (mut rig, sent) = (Rig::new(Kind::Packet, Mode::Readv), 8_000);
+        // More visits than between two looks at the counter, each for 1500 bytes and what the kernel
+        // adds to them.
+        const VISITS: usize = 1_100;
+        if rig.properties.rx_queue_bytes < VISITS * 2_304 {
+            return testkit::skip("drops_are_told_while_the_queue_is_full", "net.core.rmem_max");
+        }
+        let frame = rig.kind.frame(1500, 1);
+        (0..sent).for_each(|_| rig.peer.send(&frame).unwrap());
+        for _ in 0..VISITS {
+            assert_eq!(rig.rx.fill().unwrap(), Fill::Frames(1));
+        }
+        assert!(rig.stats.rx().kernel_drops > 0);
     });
 }
 
