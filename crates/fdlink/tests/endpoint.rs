@@ -9,6 +9,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
+use common::recorder::{Event, next, over, recorder};
 use common::{Kind, PATIENCE, QUIET, seqpackets};
 use fdlink::batch::RxMeta;
 use fdlink::link::adopt;
@@ -18,48 +19,6 @@ use fdlink::{
     TxPacket, WritePolicy,
 };
 use testkit::{Peer, packet};
-
-#[derive(Debug, PartialEq)]
-enum Event {
-    Frame(usize, Vec<u8>),
-    Closed(usize, Closed),
-}
-
-/// Passes everything on, after doing what the test wants done during a delivery.
-struct Recorder {
-    events: Mutex<Sender<Event>>,
-    during_delivery: Box<dyn Fn() + Send + Sync>,
-}
-
-impl NetworkDispatcher for Recorder {
-    fn deliver(&self, queue: QueueIndex, batch: &mut RxBatch<'_>) {
-        for frame in batch {
-            let event = Event::Frame(queue.0, frame.bytes().to_vec());
-            self.events.lock().unwrap().send(event).unwrap();
-        }
-        (self.during_delivery)();
-    }
-
-    fn closed(&self, queue: QueueIndex, why: &Closed) {
-        self.events.lock().unwrap().send(Event::Closed(queue.0, why.clone())).unwrap();
-    }
-}
-
-fn recorder(
-    during_delivery: impl Fn() + Send + Sync + 'static,
-) -> (Arc<dyn NetworkDispatcher>, Receiver<Event>) {
-    let (give, take) = channel();
-    let during_delivery = Box::new(during_delivery);
-    (Arc::new(Recorder { events: Mutex::new(give), during_delivery }), take)
-}
-
-fn next(events: &Receiver<Event>) -> Event {
-    events.recv_timeout(PATIENCE).expect("an event in time")
-}
-
-fn over(fds: Vec<OwnedFd>, options: &LinkOptions) -> Endpoint {
-    Endpoint::new(adopt(fds, options).unwrap()).unwrap()
-}
 
 #[test]
 fn delivers_until_stopped_and_can_be_attached_again() {

@@ -3,6 +3,7 @@
 #![allow(clippy::allow_attributes, reason = "so there is nothing to expect in every one of them")]
 
 pub(crate) mod out;
+pub(crate) mod recorder;
 pub(crate) mod traffic;
 
 use std::net::{SocketAddr, UdpSocket};
