@@ -6,7 +6,7 @@ mod common;
 
 use std::io::IoSlice;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use common::{Kind, QUIET, Rig, closed, readable, super_frame};
 use fdlink::batch::PacketType;

@@ -4,8 +4,6 @@
 mod common;
 
 use std::io::IoSlice;
-use std::os::fd::OwnedFd;
-use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
@@ -15,8 +13,7 @@ use fdlink::batch::RxMeta;
 use fdlink::link::adopt;
 use fdlink::{
     AttachError, Closed, Endpoint, EtherType, HandOverError, InjectError, InjectableEndpoint,
-    JoinError, LinkEndpoint, LinkOptions, MacAddr, Mode, NetworkDispatcher, QueueIndex, RxBatch,
-    TxPacket, WritePolicy,
+    JoinError, LinkEndpoint, LinkOptions, MacAddr, Mode, TxPacket, WritePolicy,
 };
 use testkit::{Peer, packet};
 
