@@ -24,6 +24,9 @@ const PAYLOAD: usize = 1400;
 /// Flows, by source address where frames have one.
 const FLOWS: u32 = 16;
 
+/// Frames that are sent while the interface does not take their length.
+const TOO_LONG: u32 = 100;
+
 /// Batches that a reader takes before it gets stuck.
 const BEFORE_STUCK: usize = 3;
 
@@ -191,6 +194,12 @@ fn flood(run: &Run) -> Sum {
             sender.send(run.frames);
         });
     });
+    if run.kind == Kind::Packet {
+        // Refused before they come to any socket, as those are that find a processor's backlog full.
+        interface::set_mtu(name, 1000).unwrap();
+        sender.send(TOO_LONG);
+        interface::set_mtu(name, 1500).unwrap();
+    }
     numbers.flood_is_over();
     if run.reader == Reader::Late {
         endpoint.attach(Arc::clone(&numbers) as Arc<dyn NetworkDispatcher>).unwrap();
@@ -215,9 +224,10 @@ fn flood(run: &Run) -> Sum {
         Sum { sent: sender.accepted, delivered, kernel: rx.kernel_drops, ..Sum::default() };
     sum.ours = rx.truncated + rx.malformed + rx.outgoing;
     if run.kind == Kind::Packet {
-        // What the backlog refused was sent, with an error.
+        // What the interface or the backlog refused was sent, with an error.
         sum.sent += sender.refused;
         sum.device = after.rx_dropped - before.rx_dropped;
+        assert!(sum.device >= TOO_LONG.into());
         interface::remove(name).unwrap();
     } else {
         sum.device = after.tx_dropped - before.tx_dropped;
