@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 use common::{Kind, PATIENCE, Rig, datagrams, seqpackets};
 use fdlink::link::{adopt, open_packet, open_tap, open_tun};
 use fdlink::{
-    Endpoint, Fill, LinkEndpoint, LinkOptions, Mode, NetworkDispatcher, QueueIndex, RxBatch,
+    Endpoint, Fill, LinkEndpoint, LinkOptions, Mode, NetworkDispatcher, QueueIndex, RingVersion,
+    RxBatch,
 };
 use testkit::{Peer, interface, packet};
 
@@ -74,10 +75,12 @@ fn packet_sockets() {
     testkit::in_namespace(|| {
         // A small buffer, or a ring of the usual 32 MiB.
         let small = || LinkOptions::new().socket_buffer(256 << 10);
+        let ring = || LinkOptions::new().mode(Mode::PacketMmap);
         let modes = [
             ("readv", small().mode(Mode::Readv), 20_000),
             ("recvmmsg", small().mode(Mode::RecvMmsg), 20_000),
-            ("packet-mmap V3", LinkOptions::new().mode(Mode::PacketMmap), 40_000),
+            ("packet-mmap V2", ring().ring_version(RingVersion::V2), 40_000),
+            ("packet-mmap V3", ring(), 40_000),
         ];
         table(
             modes

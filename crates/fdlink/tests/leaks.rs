@@ -20,10 +20,11 @@ use std::time::{Duration, Instant};
 use common::{Kind, PATIENCE, datagrams, seqpackets, udp_sockets};
 use fdlink::link::{adopt, open_packet, open_tap, open_tun};
 use fdlink::{
-    Endpoint, FdLink, LinkEndpoint, LinkOptions, Mode, NetworkDispatcher, QueueIndex, RxBatch,
+    Endpoint, FdLink, LinkEndpoint, LinkOptions, Mode, NetworkDispatcher, QueueIndex, RingVersion,
+    RxBatch,
 };
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
-use testkit::process::{Footprint, steady_mappings};
+use testkit::process::{Footprint, STEADY_MAPPINGS};
 use testkit::{CountingAllocator, Peer, interface};
 
 #[global_allocator]
@@ -48,8 +49,7 @@ struct Outcome {
 
 #[test]
 fn leaks() {
-    testkit::in_namespace(|| {
-        steady_mappings();
+    testkit::in_namespace_with(&[STEADY_MAPPINGS], || {
         let asked = std::env::var("FDLINK_LEAK_ROUNDS").map(|text| text.parse().unwrap());
         let rounds = asked.unwrap_or(200);
         let mut makers: Vec<fn(usize) -> Vec<Row>> = vec![socket_rows, packet_rows];
@@ -220,25 +220,29 @@ fn packet_rows(rounds: usize) -> Vec<Row> {
     let peer = Arc::new(Peer::on_interface("leak-far").unwrap());
     let frame = Kind::Packet.frame(500, 1);
     let mut rows = Vec::new();
-    for mode in Kind::Packet.modes() {
+    let ring = LinkOptions::new().mode(Mode::PacketMmap);
+    for (mode, options) in [
+        ("readv", LinkOptions::new().mode(Mode::Readv)),
+        ("recvmmsg", LinkOptions::new().mode(Mode::RecvMmsg)),
+        ("packet-mmap V2", ring.clone().ring_version(RingVersion::V2)),
+        ("packet-mmap V3", ring.clone()),
+    ] {
         for (what, queues, end, part) in [
             ("", 1, End::Stop, 2),
             (", no stop", 1, End::Drop, 4),
             (", fanout of 2", 2, End::Stop, 4),
         ] {
-            let (peer, frame) = (Arc::clone(&peer), frame.clone());
-            let options = LinkOptions::new().mode(*mode);
+            let (peer, frame, options) = (Arc::clone(&peer), frame.clone(), options.clone());
             rows.push(row(&format!("packet {mode}{what}"), rounds / part, move || {
                 live(open_packet("leak", queues, &options).unwrap(), &[&peer], &frame, end);
             }));
         }
     }
-    let options = LinkOptions::new().mode(Mode::PacketMmap);
-    let in_a_group = open_packet("leak", 2, &options).unwrap().into_fds();
+    let in_a_group = open_packet("leak", 2, &ring).unwrap().into_fds();
     rows.push(row("refused: the second has a group", rounds / 4, move || {
-        let mut fds: Vec<OwnedFd> = open_packet("leak", 1, &options).unwrap().into_fds();
+        let mut fds: Vec<OwnedFd> = open_packet("leak", 1, &ring).unwrap().into_fds();
         fds.push(in_a_group[0].try_clone().unwrap());
-        drop(adopt(fds, &options).unwrap_err());
+        drop(adopt(fds, &ring).unwrap_err());
     }));
     rows
 }
