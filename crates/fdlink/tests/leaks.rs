@@ -23,7 +23,7 @@ use fdlink::{
     Endpoint, FdLink, LinkEndpoint, LinkOptions, Mode, NetworkDispatcher, QueueIndex, RxBatch,
 };
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
-use testkit::process::{Footprint, steady_mappings};
+use testkit::process::{Footprint, STEADY_MAPPINGS};
 use testkit::{CountingAllocator, Peer, interface};
 
 #[global_allocator]
@@ -48,8 +48,7 @@ struct Outcome {
 
 #[test]
 fn leaks() {
-    testkit::in_namespace(|| {
-        steady_mappings();
+    testkit::in_namespace_with(&[STEADY_MAPPINGS], || {
         let asked = std::env::var("FDLINK_LEAK_ROUNDS").map(|text| text.parse().unwrap());
         let rounds = asked.unwrap_or(200);
         let mut makers: Vec<fn(usize) -> Vec<Row>> = vec![socket_rows, packet_rows];

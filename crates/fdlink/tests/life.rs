@@ -105,6 +105,7 @@ fn one_notice_for_each_descriptor_with_its_reason() {
     assert_eq!(again[0], Event::Closed(0, Closed::PeerClosed));
     assert_eq!(again[1], Event::Frame(1, b"y".to_vec()));
     assert!(matches!(again[2], Event::Closed(3, Closed::Failed { errno: libc::ENOTCONN, .. })));
+    drop(endpoint);
 }
 
 /// The only thread that reads. It gives itself its name, so it may take a moment.

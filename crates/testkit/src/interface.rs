@@ -84,19 +84,8 @@ pub fn macvtap(name: &str, over: &str) -> io::Result<()> {
 /// Where there is none of that name.
 pub fn promiscuity(name: &str) -> io::Result<u32> {
     let answer = ask(RTM_GETLINK, 0, &link_header(index(name)?, 0, 0))?;
-    // Behind struct nlmsghdr and struct ifinfomsg.
-    let mut attributes = answer.get(32..).unwrap_or(&[]);
-    while let Some((header, rest)) = attributes.split_first_chunk::<4>() {
-        let [a, b, c, d] = *header;
-        let len = usize::from(u16::from_ne_bytes([a, b])).max(4);
-        if u16::from_ne_bytes([c, d]) == IFLA_PROMISCUITY
-            && let Some(value) = rest.first_chunk()
-        {
-            return Ok(u32::from_ne_bytes(*value));
-        }
-        attributes = attributes.get(len.next_multiple_of(4)..).unwrap_or(&[]);
-    }
-    Err(io::ErrorKind::InvalidData.into())
+    let value = attribute_of(&answer, IFLA_PROMISCUITY).and_then(|value| value.first_chunk());
+    Ok(u32::from_ne_bytes(*value.ok_or(io::ErrorKind::InvalidData)?))
 }
 
 /// Waits until an interface that was taken up carries frames. Until the kernel's link watch has

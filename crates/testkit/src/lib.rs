@@ -12,7 +12,7 @@ mod peer;
 pub mod process;
 mod sys;
 
-pub use namespace::{in_namespace, in_second_namespace};
+pub use namespace::{in_namespace, in_namespace_with, in_second_namespace};
 pub use peer::Peer;
 pub use sys::alloc::CountingAllocator;
 

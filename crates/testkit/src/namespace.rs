@@ -25,6 +25,15 @@ const DONE: &str = "testkit: the test has run in its namespace";
 ///
 /// Where the test fails.
 pub fn in_namespace<F: FnOnce()>(body: F) {
+    in_namespace_with(&[], body);
+}
+
+/// The same, with more in the environment of the process that the body runs in.
+///
+/// # Panics
+///
+/// Where the test fails.
+pub fn in_namespace_with<F: FnOnce()>(environment: &[(&str, &str)], body: F) {
     if std::env::var_os(ARRIVED).is_some() {
         // The harness has begun a line.
         println("");
@@ -37,7 +46,7 @@ pub fn in_namespace<F: FnOnce()>(body: F) {
     let binary = std::env::current_exe().expect("the path of this test");
     let mut command = Command::new(binary);
     command.args([name.as_str(), "--exact", "--nocapture", "--test-threads=1"]);
-    command.env(ARRIVED, &name);
+    command.env(ARRIVED, &name).envs(environment.iter().copied());
     unshare_network(&mut command);
     let output = match command.output() {
         Ok(output) => output,

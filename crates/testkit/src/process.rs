@@ -3,7 +3,14 @@
 use std::fs;
 use std::io;
 
-use crate::sys::{alloc, signal};
+use crate::sys::signal;
+
+/// What keeps the C library's allocator (glibc's) from mapping memory for reasons of its own, so that
+/// [`Footprint::mapped`] says what is in use: one arena for all threads, which is the heap, and a
+/// mapping of its own for every large block. (By default the size from which on a block has one
+/// grows with what is freed.) To be in the environment from the start: the first threads settle it.
+pub const STEADY_MAPPINGS: (&str, &str) =
+    ("GLIBC_TUNABLES", "glibc.malloc.arena_max=1:glibc.malloc.mmap_threshold=131072");
 
 /// What a process holds of the kernel's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,12 +51,6 @@ fn mapping_len(line: &str) -> usize {
     let range = line.split(' ').next().and_then(|range| range.split_once('-'));
     let number = |text| usize::from_str_radix(text, 16).unwrap_or(0);
     range.map_or(0, |(begin, end)| number(end).saturating_sub(number(begin)))
-}
-
-/// Keeps the C library's allocator from mapping memory for reasons of its own, so that
-/// [`Footprint::mapped`] says what is in use. Before the first thread is started.
-pub fn steady_mappings() {
-    alloc::steady_mappings();
 }
 
 /// The kernel's numbers of this process's threads of that name (15 bytes of it).

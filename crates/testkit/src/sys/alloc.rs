@@ -1,6 +1,6 @@
 //! An allocator that counts, for tests that ask whether memory was given back.
 
-// UNSAFETY: GlobalAlloc is an unsafe trait, and mallopt is a call into the C library.
+// UNSAFETY: GlobalAlloc is an unsafe trait.
 #![expect(unsafe_code, reason = "UNSAFETY, above")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -60,16 +60,5 @@ unsafe impl GlobalAlloc for CountingAllocator {
             self.live.fetch_sub(layout.size(), Relaxed);
         }
         moved
-    }
-}
-
-/// Keeps the C library's allocator from mapping memory for reasons of its own, so that what is
-/// mapped says what is in use: one arena for all threads, and a large block has always a mapping of
-/// its own (by default the size from which on it has one grows with what is freed).
-pub(crate) fn steady_mappings() {
-    #[cfg(target_env = "gnu")]
-    for (parameter, value) in [(libc::M_ARENA_MAX, 1), (libc::M_MMAP_THRESHOLD, 128 << 10)] {
-        // SAFETY: mallopt takes two integers.
-        unsafe { libc::mallopt(parameter, value) };
     }
 }
