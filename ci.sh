@@ -1,11 +1,15 @@
 #!/usr/bin/env bash
 # What a change must pass. `./ci.sh` runs every step, `./ci.sh STEP…` those named; `./ci.sh list` names them.
+# A number after a step is that step's: `./ci.sh fuzz 600` gives each target 600 seconds (30 by default; 10 in a run of every step).
 # The last line is `N passed, N failed, N skipped`: every test counts, and every step that is no test run.
 # As root, or with CI set, a test that skips itself for want of a right or a program has failed.
 set -uo pipefail
 cd "$(dirname "$0")" || exit 1
 
-STEPS="packages fmt lint unsafe tree deny doc cross test clients demo"
+STEPS="packages fmt lint unsafe tree deny doc cross test fuzz clients demo"
+# Those that take a number, and what `./ci.sh` alone runs: every step, some for a shorter time.
+NUMBERED="fuzz"
+EVERY=${STEPS/ fuzz / fuzz 10 }
 PASSED=0 FAILED=0 SKIPPED=0
 TARGET=${CARGO_TARGET_DIR:-target}
 LOG=$(mktemp -d) || exit 1
@@ -23,10 +27,10 @@ skip() {
 }
 check() { local name=$1; shift; if "$@"; then pass; else fail "$name"; fi; }
 
-# The programs that tests drive, and the Debian packages they come in.
+# The programs that tests drive or are built with, and the Debian packages they come in.
 step_packages() {
   local missing=() pair
-  for pair in curl:curl iperf3:iperf3 dig:bind9-dnsutils ip:iproute2 ping:iputils-ping python3:python3; do
+  for pair in c++:g++ curl:curl iperf3:iperf3 dig:bind9-dnsutils ip:iproute2 ping:iputils-ping python3:python3; do
     command -v "${pair%%:*}" >/dev/null || missing+=("${pair#*:}")
   done
   [ ${#missing[@]} = 0 ] && { pass; return; }
@@ -39,11 +43,16 @@ step_packages() {
   skip "not installed: ${missing[*]}"
 }
 
-step_fmt() { check fmt cargo fmt --all --check; }
+step_fmt() {
+  check fmt cargo fmt --all --check
+  check "fmt of the fuzz targets" cargo fmt --manifest-path fuzz/Cargo.toml --check
+}
 
 step_lint() {
   check "clippy" cargo clippy --workspace --all-targets --quiet -- -D warnings
   check "clippy of the library without features" cargo clippy -p fdlink --quiet -- -D warnings
+  RUSTFLAGS="--cfg fuzzing" check "clippy of the fuzz targets" \
+    cargo clippy --manifest-path fuzz/Cargo.toml --all-targets --quiet -- -D warnings
 }
 
 # `unsafe` only under sys/, where every file says why and every block its reason.
@@ -111,6 +120,29 @@ step_test() {
   fi
 }
 
+# Every fuzz target for so many seconds, from its seeds and from what runs before it have found (fuzz/corpus).
+step_fuzz() {
+  local seconds=${1:-30} target log
+  if ! cargo fuzz --version >/dev/null 2>&1; then
+    echo "installing cargo-fuzz (a minute)"
+    cargo install --locked --quiet cargo-fuzz >"$LOG/fuzz" 2>&1 || { tail -n 3 "$LOG/fuzz"; skip "cargo-fuzz could not be installed"; return; }
+  fi
+  cargo fuzz build -s none >"$LOG/fuzz" 2>&1 || { tail -n 30 "$LOG/fuzz"; fail "the fuzz targets do not build"; return; }
+  printf '%-10s %12s %10s %8s   (%s s each)\n' target execs execs/s coverage "$seconds"
+  for target in $(cargo fuzz list); do
+    log="$LOG/fuzz-$target"
+    mkdir -p "fuzz/corpus/$target"
+    cargo fuzz run "$target" "fuzz/corpus/$target" "fuzz/seeds/$target" -s none -- \
+      -max_total_time="$seconds" -timeout=10 -print_final_stats=1 >"$log" 2>&1
+    local status=$?
+    printf '%-10s %12s %10s %8s\n' "$target" "$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")" \
+      "$(sed -n 's/^stat::average_exec_per_sec: *//p' "$log")" "$(sed -n 's/.* cov: \([0-9]*\) .*/\1/p' "$log" | tail -n 1)"
+    [ $status = 0 ] && pass && continue
+    grep -A 4 -E 'panicked at|ERROR: |Failing input|Reproduce with' "$log" | cut -c 1-200
+    fail "fuzz $target"
+  done
+}
+
 release() { cargo build --release --quiet || { fail "release build"; return 1; }; }
 
 # Real clients through `fdlink run`: a line for each case × mode × IP version.
@@ -136,11 +168,25 @@ step_demo() {
 }
 
 if [ "${1:-}" = list ]; then echo "$STEPS"; exit; fi
-for step in ${*:-$STEPS}; do
-  case " $STEPS " in
-    *" $step "*) say "$step" && "step_$step" ;;
-    *) echo "no step '$step'; the steps are: $STEPS" >&2; exit 2 ;;
-  esac
+# shellcheck disable=SC2086
+[ $# != 0 ] || set -- $EVERY
+# Every word is looked at before anything runs.
+plan=() step=
+for word; do
+  if [[ " $STEPS " = *" $word "* ]]; then
+    step=$word && plan+=("$word")
+  elif ! [[ $word =~ ^[0-9]+$ ]]; then
+    echo "no step '$word'; the steps are: $STEPS" >&2 && exit 2
+  elif [[ -n $step && " $NUMBERED " = *" $step "* ]]; then
+    plan[-1]+=" $word" && step=
+  else
+    echo "$word: a number stands behind one of: $NUMBERED" >&2 && exit 2
+  fi
+done
+for step in "${plan[@]}"; do
+  # The step, and its number if it has one.
+  # shellcheck disable=SC2086
+  say "$step" && step_$step
 done
 say done
 echo "$PASSED passed, $FAILED failed, $SKIPPED skipped"
