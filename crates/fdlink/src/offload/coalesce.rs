@@ -87,8 +87,8 @@
 //! # Ok::<(), fdlink::offload::segment::SegmentError>(())
 //! ```
 //!
-//! What is not here: when a burst ends (nothing is held back by a clock: [`Coalescer::flush`]), and
-//! which frames match a rule for one candidate (`candidate`).
+//! What is not here: a clock that holds frames back or lets them go (a burst ends with
+//! [`Coalescer::flush`]), and the rules' own code (`candidate`).
 #![forbid(unsafe_code)]
 
 mod candidate;
