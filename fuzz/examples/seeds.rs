@@ -38,6 +38,9 @@ fn main() -> std::io::Result<()> {
     }
     write("vnet", "nothing-to-do", &[&[0; 10], &packets[0].1[..]].concat())?;
     write("vnet", "verified", &[&[2, 0, 0, 0, 0, 0, 0, 0, 0, 0], &packets[0].1[..]].concat())?;
+    for (name, memory) in rings(&packets[0].1) {
+        write("ring", name, &memory)?;
+    }
     for (name, program) in programs() {
         write("coalesce", name, &program)?;
     }
@@ -151,5 +154,53 @@ fn programs() -> Vec<(&'static str, Vec<u8>)> {
         ("time-to-live", burst(&[TCP4, &[7 << 2 | 0x20, 100, 22, 1], TCP4], 4)),
         ("damaged", burst(&[TCP4, &[7 << 2, 100, 80, 1], TCP4], 4)),
         ("a-runt", burst(&[TCP4, &[6 << 2, 3, 0, 1, 2, 3]], 4)),
+    ]
+}
+
+/// Slots and blocks as a kernel writes them (linux/if_packet.h), in the machine's order of bytes,
+/// with a vnet header of 10 bytes before each frame.
+fn rings(packet: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
+    // TP_STATUS_USER; with a checksum left partial; with a VLAN tag; with frames lost before.
+    const STATUS: [u32; 4] = [0x01, 0x01 | 0x08, 0x01 | 0x10 | 0x40, 0x01 | 0x04];
+    let frame = [&ETHERNET[..], &ether_type(packet), packet].concat();
+    let len = u32::try_from(frame.len()).expect("a short frame");
+    // sockaddr_ll: to this host, from an interface of Ethernet.
+    let address = [17_u8, 0, 8, 0, 2, 0, 0, 0, 1, 0, 0, 6, 2, 0, 0, 0, 0, 2, 0, 0];
+    let words =
+        |words: &[u32]| words.iter().flat_map(|word| word.to_ne_bytes()).collect::<Vec<u8>>();
+    let halves =
+        |halves: &[u16]| halves.iter().flat_map(|half| half.to_ne_bytes()).collect::<Vec<u8>>();
+    // Both put the frame 96 bytes behind the header, and its vnet header before it.
+    let behind = |mut header: Vec<u8>| {
+        header.extend(address);
+        header.resize(96, 0);
+        header.extend(&frame);
+        header
+    };
+    // tpacket2_hdr: status, len, snaplen; mac, net; sec, nsec; tci, tpid; padding.
+    let slot = |status: u32| {
+        let header = [words(&[status, len, len]), halves(&[96, 110]), words(&[1, 2])];
+        behind([header.concat(), halves(&[5, 0x8100]), vec![0; 4]].concat())
+    };
+    // tpacket3_hdr: next, sec, nsec, snaplen, len, status; mac, net; hash, tci; tpid; padding.
+    let framed = |status: u32, next: u32| {
+        let header = [words(&[next, 1, 2, len, len, status]), halves(&[96, 110]), words(&[0, 5])];
+        let mut framed = behind([header.concat(), halves(&[0x8100, 0]), vec![0; 8]].concat());
+        framed.resize(framed.len().next_multiple_of(8), 0);
+        framed
+    };
+    // tpacket_block_desc: version, private; status, packets, first, length, number; time stamps.
+    let block = |frames: &[Vec<u8>]| {
+        let count = u32::try_from(frames.len()).expect("few frames");
+        let first = words(&[1, 48, 1, count, 48, 0, 7, 0, 1, 2, 3, 4]);
+        [&[0], &first[..], &frames.concat()].concat()
+    };
+    let next = u32::try_from(framed(0, 0).len()).expect("a short frame");
+    vec![
+        ("v2-slot", [&[1], &slot(STATUS[0])[..]].concat()),
+        ("v2-slots", [&[1], &STATUS.map(slot).concat()[..]].concat()),
+        ("v3-block", block(&STATUS.map(|status| framed(status, next)))),
+        ("v3-block-of-one", block(&[framed(STATUS[0], 0)])),
+        ("v3-block-of-none", block(&[])),
     ]
 }
