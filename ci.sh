@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # What a change must pass. `./ci.sh` runs every step, `./ci.sh STEP…` those named; `./ci.sh list` names them.
-# A number after a step is that step's: `./ci.sh fuzz 600` gives each target 600 seconds (30 by default; 10 in a run of every step).
+# A number after a step is that step's: `./ci.sh fuzz 600` gives each target 600 seconds (30 by default; 10 in a run of every step),
+# `./ci.sh leaks 10000` makes as many rounds (200 by default).
 # The last line is `N passed, N failed, N skipped`: every test counts, and every step that is no test run.
 # As root, or with CI set, a test that skips itself for want of a right or a program has failed.
 set -uo pipefail
 cd "$(dirname "$0")" || exit 1
 
-STEPS="packages fmt lint unsafe tree deny doc cross test fuzz clients demo"
+STEPS="packages fmt lint unsafe tree deny doc table cross test matrix rows flood leaks loom fuzz examples clients demo"
 # Those that take a number, and what `./ci.sh` alone runs: every step, some for a shorter time.
-NUMBERED="fuzz"
+NUMBERED="fuzz leaks"
 EVERY=${STEPS/ fuzz / fuzz 10 }
 PASSED=0 FAILED=0 SKIPPED=0
 TARGET=${CARGO_TARGET_DIR:-target}
@@ -30,7 +31,7 @@ check() { local name=$1; shift; if "$@"; then pass; else fail "$name"; fi; }
 # The programs that tests drive or are built with, and the Debian packages they come in.
 step_packages() {
   local missing=() pair
-  for pair in c++:g++ curl:curl iperf3:iperf3 dig:bind9-dnsutils ip:iproute2 ping:iputils-ping python3:python3; do
+  for pair in c++:g++ curl:curl iperf3:iperf3 dig:bind9-dnsutils ip:iproute2 ping:iputils-ping unshare:util-linux python3:python3; do
     command -v "${pair%%:*}" >/dev/null || missing+=("${pair#*:}")
   done
   [ ${#missing[@]} = 0 ] && { pass; return; }
@@ -87,6 +88,21 @@ step_deny() {
 
 step_doc() { RUSTDOCFLAGS="-D warnings" check doc cargo doc --workspace --no-deps --document-private-items --quiet; }
 
+# "Coming from gVisor's fdbased": every row of the reference is there, and names tests that there are.
+step_table() {
+  local row names name missing=0
+  grep -rhA 2 -E '^[[:space:]]*#\[(tokio::)?test' crates --include='*.rs' | sed -nE 's/.*fn ([a-z0-9_]+)\(.*/\1/p' | sort -u >"$LOG/tests"
+  for row in S{1..16}; do
+    names=$(grep -E "^//! \| $row \|" crates/fdlink/src/lib.rs | grep -oE 'test: [a-z0-9_]+' | sed 's/test: //')
+    [ -n "$names" ] || { echo "$row names no test"; missing=1; }
+    for name in $names; do
+      grep -qx "$name" "$LOG/tests" || { echo "$row names $name, which is no test"; missing=1; }
+    done
+    echo "$row" $names
+  done
+  check "the table of rows" test $missing = 0
+}
+
 step_cross() {
   local target=aarch64-unknown-linux-gnu
   if rustc --print target-libdir --target $target 2>/dev/null | xargs -r test -d; then
@@ -118,6 +134,62 @@ step_test() {
     sed -n '/^failures:/,/^test result/p' "$LOG/test" | head -n 200
     grep -qE '^test result: FAILED' "$LOG/test" || { tail -n 30 "$LOG/test"; fail "cargo test"; }
   fi
+}
+
+# A test binary of crate fdlink that is a step of its own, since it prints what it found; with `--quiet` as the second word only
+# how it ended. As root, then once more as a user without privilege, who has no device node.
+tables() {
+  local name=$1 quiet=${2:-} binary place log="$LOG/$1" arguments=--nocapture
+  [ -z "$quiet" ] || arguments=--test-threads=2
+  binary=$(cargo test -p fdlink --test "$name" --no-run --message-format=json 2>"$log" | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1)
+  [ -n "$binary" ] || { tail -n 30 "$log"; fail "$name does not build"; return; }
+  (cd crates/fdlink && "$binary" $arguments) >"$log" 2>&1 || cat "$log" >>"$LOG/failed"
+  [ -s "$LOG/failed" ] && tail -n 60 "$LOG/failed" && : >"$LOG/failed"
+  grep -E "${quiet:+^test }" "$log" | grep -vE '^(running [0-9]+ test.*|)$'
+  count_tests "$log"
+  [ "$(id -u)" = 0 ] || return
+  echo "-- as a user without privilege"
+  place=$(mktemp -d) && chmod 755 "$place" && cp "$binary" "$place/$name"
+  su nobody -s /bin/sh -c "cd '$place' && env -u FDLINK_REQUIRE FDLINK_LEAK_ROUNDS=${LEAK_ROUNDS_NOBODY:-50} './$name' $arguments" >"$log" 2>&1 ||
+    tail -n 60 "$log"
+  grep -E "${quiet:+^test |SKIPPED}" "$log" | grep -vE '^(running [0-9]+ test.*|)$'
+  # What was skipped here for want of a right has run as root.
+  sed -i '/SKIPPED/d' "$log"
+  count_tests "$log"
+  rm -rf "$place"
+}
+
+# Every kind of descriptor × every mode: what holds of all, what there is, and how an endpoint lives.
+step_matrix() { tables conformance; tables matrix; tables life --quiet; }
+
+# What a frame with work left to do is on the wire, for every combination.
+step_rows() { tables rows; }
+
+# What is overrun on purpose adds up.
+step_flood() { tables flood; }
+
+# What endpoints leave behind: nothing.
+step_leaks() { export FDLINK_LEAK_ROUNDS=${1:-200}; tables leaks; unset FDLINK_LEAK_ROUNDS; }
+
+# The ring's cursor under every interleaving of kernel and reader.
+step_loom() {
+  RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR="$TARGET/loom" cargo test -p fdlink --lib loom >"$LOG/loom" 2>&1 || tail -n 40 "$LOG/loom"
+  grep '^test ' "$LOG/loom"
+  count_tests "$LOG/loom"
+}
+
+# The examples, as a reader runs them: a line each.
+step_examples() {
+  cargo build -p fdlink --examples --quiet || { fail "the examples do not build"; return; }
+  local place
+  place=$(mktemp -d) && chmod 755 "$place"
+  cp "$TARGET"/debug/examples/{dump,echo,forward} tests/examples.sh "$place/"
+  "$place/examples.sh" "$place" >"$LOG/examples" 2>&1
+  [ "$(id -u)" != 0 ] || su nobody -s /bin/sh -c "'$place/examples.sh' '$place'" >>"$LOG/examples" 2>&1
+  rm -rf "$place"
+  cat "$LOG/examples"
+  PASSED=$((PASSED + $(grep -c '^ok ' "$LOG/examples"))) FAILED=$((FAILED + $(grep -c '^FAILED ' "$LOG/examples")))
+  grep -q '^ok ' "$LOG/examples" || fail "no example ran"
 }
 
 # Every fuzz target for so many seconds, from its seeds and from what runs before it have found (fuzz/corpus).
