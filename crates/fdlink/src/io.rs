@@ -4,6 +4,7 @@
 //! What is not here: what a descriptor is and how it is set up (`link/`). This module knows only
 //! which calls it takes ([`Channel`]).
 
+pub(crate) mod framed;
 pub(crate) mod mmsg;
 pub(crate) mod packet_mmap;
 pub(crate) mod readv;
@@ -35,7 +36,8 @@ pub(crate) enum Channel {
     Device,
     /// recvmsg with PACKET_AUXDATA, and send.
     Packet,
-    /// recv and send; receiving nothing may mean that the peer has closed.
+    /// recv and send; receiving nothing may mean that the peer has closed. So it is on a framed
+    /// stream, whose own queues see to the frames.
     Seqpacket,
     /// recvmsg and send, with SO_PASSCRED on: each message says that it is one, the peer's end
     /// does not.

@@ -1,12 +1,13 @@
 //! A link: what has queues and properties. Opened (`open_*`), adopted ([`adopt`],
-//! [`adopt_borrowed`]), or a decorator over another link. Link kinds live in `link/`; how frames cross a descriptor lives in `io/`;
-//! the two meet where a link is built.
+//! [`adopt_borrowed`], [`adopt_framed`]), or a decorator over another link. Link kinds live in
+//! `link/`; how frames cross a descriptor lives in `io/`; the two meet where a link is built.
 
 mod counters;
 mod examine;
 mod extras;
 mod fanout;
 mod fd;
+mod framed;
 mod packet;
 mod pair;
 mod plan;
@@ -23,6 +24,7 @@ use crate::stats::LinkStats;
 
 pub use counters::DeviceCounters;
 pub use fd::{FdLink, adopt, adopt_borrowed};
+pub use framed::{FramePrefix, adopt_framed};
 pub use packet::open_packet;
 pub use pair::{open_datagram_pair, open_seqpacket_pair};
 pub use tun::{open_tap, open_tun};
@@ -50,6 +52,8 @@ pub trait Link: Send {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum LinkKind {
+    /// A stream socket on which each frame stands behind its length.
+    Framed,
     /// AF_PACKET SOCK_RAW, bound to an interface.
     Packet,
     /// Another datagram socket.
@@ -66,12 +70,18 @@ impl LinkKind {
     /// Its name, as people write it.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Framed => "framed stream",
             Self::Packet => "packet",
             Self::SocketDatagram => "datagram socket",
             Self::SocketSeqpacket => "seqpacket socket",
             Self::Tap => "tap",
             Self::Tun => "tun",
         }
+    }
+
+    /// Whether it is a socket between two programs, who agree on what stands before a packet.
+    fn is_plain_socket(self) -> bool {
+        matches!(self, Self::Framed | Self::SocketDatagram | Self::SocketSeqpacket)
     }
 }
 

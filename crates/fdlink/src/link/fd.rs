@@ -8,6 +8,8 @@ use std::sync::Arc;
 
 use crate::descriptor::Descriptor;
 use crate::error::SetupError;
+use crate::io::framed::send::StreamSender;
+use crate::io::framed::{FramePrefix, StreamReceiver};
 use crate::io::mmsg::RecvMmsg;
 use crate::io::packet_mmap::PacketMmap;
 use crate::io::readv::Readv;
@@ -16,7 +18,9 @@ use crate::io::{Channel, Port};
 use crate::link::counters::DeviceCounters;
 use crate::link::examine::{self, Found, call};
 use crate::link::plan::{self, Plan};
-use crate::link::{Link, LinkKind, LinkProperties, extras, fanout, packet, ring, socket, tun};
+use crate::link::{
+    Link, LinkKind, LinkProperties, extras, fanout, framed, packet, ring, socket, tun,
+};
 use crate::options::{LinkOptions, Mode};
 use crate::queue::{QueuePair, Receive};
 use crate::report::{DescriptorReport, Report};
@@ -32,6 +36,8 @@ pub struct FdLink {
     descriptors: Vec<Descriptor>,
     interface: Option<String>,
     vnet_header: usize,
+    /// On a framed stream, how the length is written.
+    prefix: Option<FramePrefix>,
     batch: usize,
     properties: LinkProperties,
     report: Report,
@@ -121,14 +127,15 @@ impl FdLink {
             let subject = format!("descriptor {index}");
             descriptor.set_nonblocking().map_err(|e| call("fcntl", subject.clone(), e))?;
             match plan.kind {
+                LinkKind::Framed => framed::configure(descriptor),
                 LinkKind::Packet => packet::configure(index, descriptor, plan, options)?,
                 LinkKind::SocketSeqpacket => socket::configure(descriptor),
                 LinkKind::SocketDatagram | LinkKind::Tap | LinkKind::Tun => {}
             }
-            let mut report = if matches!(plan.kind, LinkKind::Tap | LinkKind::Tun) {
-                DescriptorReport::default()
-            } else {
-                buffers(&subject, descriptor, options, &mut plan.notes)
+            let mut report = match plan.kind {
+                LinkKind::Tap | LinkKind::Tun => DescriptorReport::default(),
+                LinkKind::Framed => framed::buffers(&subject, descriptor, options, &mut plan.notes),
+                _ => buffers(&subject, descriptor, options, &mut plan.notes),
             };
             extras::apply(index, descriptor, found, &plan.extras, options, &mut report)?;
             reports.push(report);
@@ -200,12 +207,18 @@ impl FdLink {
             rings,
             interface: found.first().and_then(|first| first.interface.clone()),
             vnet_header: plan.vnet_header,
+            prefix: None,
             batch: plan.extras.batch,
             stats: LinkStats::new(descriptors.len()),
             descriptors,
             properties,
             report,
         }
+    }
+
+    /// The same link with frames behind their lengths.
+    pub(super) fn with_prefix(self, prefix: FramePrefix) -> Self {
+        Self { prefix: Some(prefix), ..self }
     }
 
     /// The name of the interface behind the descriptors, in the network namespace they belong to.
@@ -266,7 +279,7 @@ impl FdLink {
                 LinkKind::SocketSeqpacket if socket::marks_messages(descriptor.as_fd()) => {
                     Channel::UnixSeqpacket
                 }
-                LinkKind::SocketSeqpacket => Channel::Seqpacket,
+                LinkKind::Framed | LinkKind::SocketSeqpacket => Channel::Seqpacket,
                 LinkKind::Tap | LinkKind::Tun => Channel::Device,
             },
             vnet_header: self.vnet_header,
@@ -298,6 +311,13 @@ impl Link for FdLink {
         let pairs =
             descriptors.into_iter().zip(rings).enumerate().map(|(index, (descriptor, ring))| {
                 let port = self.port(index, descriptor);
+                if let Some(prefix) = self.prefix {
+                    let rx = Box::new(StreamReceiver::new(port.clone(), prefix));
+                    return QueuePair {
+                        rx: Some(rx),
+                        tx: Box::new(StreamSender::new(port, prefix)),
+                    };
+                }
                 let tx = Box::new(Sender::new(port.clone()));
                 let rx: Box<dyn Receive> = match (ring, self.properties.mode) {
                     (Some(ring), _) => Box::new(PacketMmap::new(port, ring)),

@@ -111,6 +111,7 @@ fn mode(
     let (possible, needs) = match options.mode {
         Mode::Auto => return Ok(Mode::Readv),
         Mode::Readv => (true, ""),
+        Mode::RecvMmsg if kind == LinkKind::Framed => (false, "a socket that keeps boundaries"),
         Mode::RecvMmsg => (!matches!(kind, LinkKind::Tap | LinkKind::Tun), "a socket"),
         Mode::PacketMmap => (kind == LinkKind::Packet, "an AF_PACKET socket"),
     };
@@ -135,7 +136,7 @@ fn vnet_header(
 ) -> Result<usize, SetupError> {
     let mut len = first.vnet_header;
     if let Some(in_band) = options.in_band_vnet_header {
-        let plain = matches!(first.kind, LinkKind::SocketDatagram | LinkKind::SocketSeqpacket);
+        let plain = first.kind.is_plain_socket();
         let known = [VnetHeader::LEN, VnetHeader::LEN_MRG].contains(&in_band);
         if !known || (!plain && in_band != len) {
             return Err(SetupError::Option {
@@ -173,8 +174,7 @@ pub(super) fn no_offload(
 fn link_header(first: &Found, options: &LinkOptions) -> Result<LinkHeader, SetupError> {
     let Some(ethernet) = options.ethernet else { return Ok(first.link_header) };
     let asked = if ethernet { LinkHeader::Ethernet } else { LinkHeader::None };
-    let plain = matches!(first.kind, LinkKind::SocketDatagram | LinkKind::SocketSeqpacket);
-    if plain || asked == first.link_header {
+    if first.kind.is_plain_socket() || asked == first.link_header {
         return Ok(asked);
     }
     Err(SetupError::Option {

@@ -33,13 +33,20 @@ pub(crate) fn recv(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
     check_len(unsafe { libc::recv(fd.as_raw_fd(), at, len, flags) })
 }
 
+/// Receives what there is of a stream, as far as it fits; 0 at its end.
+pub(crate) fn recv_some(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
+    let (at, len) = (buffer.as_mut_ptr().cast(), buffer.len());
+    // SAFETY: the pointer and the length are those of one exclusively borrowed slice.
+    check_len(unsafe { libc::recv(fd.as_raw_fd(), at, len, libc::MSG_DONTWAIT) })
+}
+
 /// Writes one message to a device.
 pub(crate) fn write(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
     // SAFETY: the pointer and the length are those of one live slice.
     check_len(unsafe { libc::write(fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len()) })
 }
 
-/// Sends one message to a socket.
+/// Sends one message to a socket; of a stream, as much as it takes.
 pub(crate) fn send(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
     // SAFETY: the pointer and the length are those of one live slice.
@@ -367,6 +374,19 @@ impl<'bytes> Gathering<'_, 'bytes> {
         // SAFETY: as above, for each of the `count` headers; sendmmsg writes their msg_len only.
         let sent = unsafe { libc::sendmmsg(raw, headers.as_mut_ptr(), count, flags as MsgFlags) };
         Ok(usize::try_from(check(sent)?).unwrap_or(0))
+    }
+
+    /// Sends message `index` on a stream, or as much of it as goes; returns the bytes it took.
+    pub(crate) fn send_some(&mut self, fd: BorrowedFd<'_>, index: usize) -> io::Result<usize> {
+        let begin = if index == 0 { 0 } else { self.arrays.ends[index - 1].0 };
+        let iovecs = &mut self.arrays.iovecs[begin..self.arrays.ends[index].0];
+        let mut header = empty_header().msg_hdr;
+        header.msg_iov = iovecs.as_mut_ptr();
+        header.msg_iovlen = iovecs.len();
+        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        // SAFETY: the header was written above; its iovecs come from slices that `'bytes` keeps
+        // alive, and sendmsg only reads them.
+        check_len(unsafe { libc::sendmsg(fd.as_raw_fd(), &raw const header, flags) })
     }
 
     /// Writes message `index` to a device; returns the bytes it took.

@@ -5,6 +5,7 @@
 #![expect(unsafe_code, reason = "UNSAFETY, above")]
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use super::{check, len_of};
@@ -54,6 +55,20 @@ pub(crate) fn set_option(
     let len = len_of::<libc::c_int>();
     // SAFETY: `at` points to the `len` bytes of `value`.
     check(unsafe { libc::setsockopt(fd.as_raw_fd(), level, name, at, len) }).map(|_| ())
+}
+
+/// Whether the socket has a peer (getpeername); a connection that is being made has none yet.
+pub(crate) fn is_connected(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    let mut name = MaybeUninit::<libc::sockaddr_storage>::uninit();
+    let mut len = len_of::<libc::sockaddr_storage>();
+    // SAFETY: `name` has room for the `len` bytes of any address, and `len` lives on this stack.
+    let result =
+        unsafe { libc::getpeername(fd.as_raw_fd(), name.as_mut_ptr().cast(), &raw mut len) };
+    match check(result) {
+        Ok(_) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Where an AF_PACKET socket is bound (getsockname).
