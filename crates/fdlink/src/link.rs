@@ -56,6 +56,9 @@ pub enum LinkKind {
     Framed,
     /// AF_PACKET SOCK_RAW, bound to an interface.
     Packet,
+    /// AF_PACKET SOCK_DGRAM ("cooked"), bound to an Ethernet interface: the kernel takes link
+    /// headers off and makes them, and frames have one here all the same.
+    PacketCooked,
     /// Another datagram socket.
     SocketDatagram,
     /// Another seqpacket socket.
@@ -72,11 +75,17 @@ impl LinkKind {
         match self {
             Self::Framed => "framed stream",
             Self::Packet => "packet",
+            Self::PacketCooked => "cooked packet",
             Self::SocketDatagram => "datagram socket",
             Self::SocketSeqpacket => "seqpacket socket",
             Self::Tap => "tap",
             Self::Tun => "tun",
         }
+    }
+
+    /// Whether it is an AF_PACKET socket.
+    fn is_packet(self) -> bool {
+        matches!(self, Self::Packet | Self::PacketCooked)
     }
 
     /// Whether it is a socket between two programs, who agree on what stands before a packet.

@@ -39,7 +39,7 @@ pub(super) fn plan(
     notes: &mut Vec<String>,
 ) -> Result<Extras, SetupError> {
     let Some(first) = found.first() else { return Err(SetupError::NoDescriptors) };
-    let packet = first.kind == LinkKind::Packet;
+    let packet = first.kind.is_packet();
     let (stamped, stamps) = match first.kind {
         LinkKind::Framed => (false, "a socket that keeps boundaries"),
         LinkKind::Tap | LinkKind::Tun => (false, "a socket"),

@@ -50,10 +50,7 @@ pub(super) fn make(found: &[Found], options: &LinkOptions) -> Result<Plan, Setup
     let gso_max_size = gso_max_size(mtu, link_header, options)?;
     let gso_max_size = if offload { gso_max_size } else { no_super_frames(options, &mut notes)? };
     let extras = extras::plan(found, options, &mut notes)?;
-    let address = match link_header {
-        LinkHeader::Ethernet => Some(options.address.unwrap_or_else(random_address)),
-        LinkHeader::None => None,
-    };
+    let address = address(first, link_header, options)?;
     Ok(Plan {
         kind: first.kind,
         mode,
@@ -66,6 +63,25 @@ pub(super) fn make(found: &[Found], options: &LinkOptions) -> Result<Plan, Setup
         gso_max_size,
         extras,
         notes,
+    })
+}
+
+/// The endpoint's own address. A cooked socket sends from its interface's, whatever a frame says.
+fn address(
+    first: &Found,
+    link_header: LinkHeader,
+    options: &LinkOptions,
+) -> Result<Option<MacAddr>, SetupError> {
+    let own = first.cooked.map(|cooked| cooked.address);
+    if let (Some(own), Some(asked)) = (own, options.address)
+        && own != asked
+    {
+        let expected = format!("{own}, the interface's own, on a {}", first.kind.name());
+        return Err(SetupError::Option { option: "address", expected, found: asked.to_string() });
+    }
+    Ok(match link_header {
+        LinkHeader::Ethernet => Some(own.or(options.address).unwrap_or_else(random_address)),
+        LinkHeader::None => None,
     })
 }
 
@@ -113,6 +129,9 @@ fn mode(
         Mode::Readv => (true, ""),
         Mode::RecvMmsg if kind == LinkKind::Framed => (false, "a socket that keeps boundaries"),
         Mode::RecvMmsg => (!matches!(kind, LinkKind::Tap | LinkKind::Tun), "a socket"),
+        Mode::PacketMmap if kind == LinkKind::PacketCooked => {
+            (false, "an AF_PACKET SOCK_RAW socket")
+        }
         Mode::PacketMmap => (kind == LinkKind::Packet, "an AF_PACKET socket"),
     };
     if possible {
