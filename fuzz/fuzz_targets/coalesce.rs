@@ -49,7 +49,7 @@ fuzz_target!(|data: &[u8]| {
         let frame = SuperFrame::parse(&bytes, link, gso).expect("what was coalesced can be cut");
         assert_eq!(checksum, RxChecksum::Partial(frame.checksum_field()));
         assert_eq!(usize::from(gso.header_len), frame.headers_len());
-        // Whether its frames came in partial is not to be seen: they came in one way or the other.
+        // Its frames came in one way or the other; `Program::step` makes them tell.
         let came = [SegmentChecksum::Complete, SegmentChecksum::Partial]
             .into_iter()
             .find_map(|checksum| without(&expected, &frame, checksum));
@@ -97,7 +97,7 @@ impl Program<'_> {
         let flow = usize::from(operation & 3);
         let odd = operation >> 2 & 7;
         let before_checksums = operation & 0x20 != 0;
-        let len = usize::from(self.input.byte());
+        let len = usize::from(self.input.byte().max(2));
         let value = self.input.byte();
         if odd == 6 {
             return (None, self.input.bytes(len).to_vec(), RxChecksum::Unverified);
@@ -107,14 +107,19 @@ impl Program<'_> {
         if odd == 5 {
             self.seqs[flow] = self.seqs[flow].wrapping_add(u32::from(value));
         }
+        let partial = operation & 0x80 != 0;
         let mut frame = self.frame(flow, flags, len);
+        // A frame whose checksum is partial has another payload, in two bytes at least: so it is
+        // to be seen in a super-frame how its frames came in, even where one byte is changed.
+        for byte in frame.iter_mut().rev().take(len).filter(|_| partial) {
+            *byte ^= 0x80;
+        }
         self.seqs[flow] = self.seqs[flow].wrapping_add(len as u32);
         let changed = usize::from(value) % frame.len();
         let change = if odd == 7 { self.input.byte() } else { 0 };
         if before_checksums {
             frame[changed] ^= change;
         }
-        let partial = operation & 0x80 != 0;
         let field = self.put_checksums(&mut frame, flow, partial);
         if !before_checksums {
             frame[changed] ^= change;
