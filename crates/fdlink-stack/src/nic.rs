@@ -410,7 +410,9 @@ impl Nic {
 /// packets, not bytes.
 fn max_window(properties: &LinkProperties) -> usize {
     match properties.kind {
-        LinkKind::Packet if properties.rx_queue_bytes > 0 => properties.rx_queue_bytes / 2,
+        LinkKind::Packet | LinkKind::PacketCooked if properties.rx_queue_bytes > 0 => {
+            properties.rx_queue_bytes / 2
+        }
         _ => usize::MAX,
     }
 }

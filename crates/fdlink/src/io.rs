@@ -4,6 +4,8 @@
 //! What is not here: what a descriptor is and how it is set up (`link/`). This module knows only
 //! which calls it takes ([`Channel`]).
 
+pub(crate) mod cooked;
+pub(crate) mod framed;
 pub(crate) mod mmsg;
 pub(crate) mod packet_mmap;
 pub(crate) mod readv;
@@ -16,10 +18,11 @@ use std::time::Duration;
 
 use crate::batch::{LinkHeader, PacketType, RxMeta, VlanTag};
 use crate::descriptor::Descriptor;
+use crate::io::cooked::Cooked;
 use crate::offload::vnet::{ChecksumField, RxChecksum, VnetHeader};
 use crate::queue::{Closed, Fill, Wakeup};
 use crate::stats::QueueStats;
-use crate::sys::message::{Ask, Incoming, PacketInfo};
+use crate::sys::message::{Ask, Incoming, Outgoing, PacketInfo};
 use crate::sys::{interface, poll, socket};
 
 /// Bytes of buffer for one received frame: the largest MTU (65536), a link header with a VLAN tag
@@ -35,7 +38,8 @@ pub(crate) enum Channel {
     Device,
     /// recvmsg with PACKET_AUXDATA, and send.
     Packet,
-    /// recv and send; receiving nothing may mean that the peer has closed.
+    /// recv and send; receiving nothing may mean that the peer has closed. So it is on a framed
+    /// stream, whose own queues see to the frames.
     Seqpacket,
     /// recvmsg and send, with SO_PASSCRED on: each message says that it is one, the peer's end
     /// does not.
@@ -48,6 +52,8 @@ pub(crate) struct Port {
     pub(crate) fd: Arc<Descriptor>,
     pub(crate) stats: Arc<QueueStats>,
     pub(crate) channel: Channel,
+    /// Set where the kernel takes link headers off, and puts them on.
+    pub(crate) cooked: Option<Cooked>,
     /// Bytes of vnet header before each frame: 0, 10 or 12.
     pub(crate) vnet_header: usize,
     pub(crate) link_header: LinkHeader,
@@ -62,6 +68,19 @@ pub(crate) struct Port {
 impl Port {
     fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+
+    /// Bytes in front of each message for the link header that the kernel takes off.
+    fn headroom(&self) -> usize {
+        if self.cooked.is_some() { self.link_header.len() } else { 0 }
+    }
+
+    /// Arrays for lists of so many messages.
+    fn outgoing(&self, messages: usize) -> Outgoing {
+        match self.cooked {
+            Some(cooked) => Outgoing::cooked(messages, cooked.interface),
+            None => Outgoing::with_capacity(messages),
+        }
     }
 
     /// What a socket is asked to say of each message.
@@ -193,6 +212,14 @@ impl Inlet {
             }
             Channel::Datagram | Channel::Device | Channel::Packet => false,
         }
+    }
+
+    /// As [`admit`](Self::admit), of a message whose link header may be missing: there is headroom
+    /// for it in front then, which is part of `message`.
+    fn admit_message(&mut self, message: &mut [u8], info: PacketInfo) -> Option<RxMeta> {
+        let cooked = self.port.cooked;
+        let info = cooked.map_or(info, |cooked| cooked.add_header(info, message));
+        self.admit(message, info)
     }
 
     /// Decides about one message: what is known of its frame, or `None` where it was counted as

@@ -1,12 +1,13 @@
 //! A link: what has queues and properties. Opened (`open_*`), adopted ([`adopt`],
-//! [`adopt_borrowed`]), or a decorator over another link. Link kinds live in `link/`; how frames cross a descriptor lives in `io/`;
-//! the two meet where a link is built.
+//! [`adopt_borrowed`], [`adopt_framed`]), or a decorator over another link. Link kinds live in
+//! `link/`; how frames cross a descriptor lives in `io/`; the two meet where a link is built.
 
 mod counters;
 mod examine;
 mod extras;
 mod fanout;
 mod fd;
+mod framed;
 mod packet;
 mod pair;
 mod plan;
@@ -23,6 +24,7 @@ use crate::stats::LinkStats;
 
 pub use counters::DeviceCounters;
 pub use fd::{FdLink, adopt, adopt_borrowed};
+pub use framed::{FramePrefix, adopt_framed};
 pub use packet::open_packet;
 pub use pair::{open_datagram_pair, open_seqpacket_pair};
 pub use tun::{open_tap, open_tun};
@@ -50,8 +52,13 @@ pub trait Link: Send {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum LinkKind {
+    /// A stream socket on which each frame stands behind its length.
+    Framed,
     /// AF_PACKET SOCK_RAW, bound to an interface.
     Packet,
+    /// AF_PACKET SOCK_DGRAM ("cooked"), bound to an Ethernet interface: the kernel takes link
+    /// headers off and makes them, and frames have one here all the same.
+    PacketCooked,
     /// Another datagram socket.
     SocketDatagram,
     /// Another seqpacket socket.
@@ -66,12 +73,24 @@ impl LinkKind {
     /// Its name, as people write it.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Framed => "framed stream",
             Self::Packet => "packet",
+            Self::PacketCooked => "cooked packet",
             Self::SocketDatagram => "datagram socket",
             Self::SocketSeqpacket => "seqpacket socket",
             Self::Tap => "tap",
             Self::Tun => "tun",
         }
+    }
+
+    /// Whether it is an AF_PACKET socket.
+    fn is_packet(self) -> bool {
+        matches!(self, Self::Packet | Self::PacketCooked)
+    }
+
+    /// Whether it is a socket between two programs, who agree on what stands before a packet.
+    fn is_plain_socket(self) -> bool {
+        matches!(self, Self::Framed | Self::SocketDatagram | Self::SocketSeqpacket)
     }
 }
 

@@ -59,6 +59,12 @@ pub enum Closed {
         /// The errno it gave.
         errno: i32,
     },
+    /// A framed stream gave a frame length that no frame has: it is out of step, or the peer means
+    /// harm. Where the next frame starts is not known any more.
+    OutOfStep {
+        /// The length it gave, in bytes.
+        len: usize,
+    },
     /// The dispatcher panicked.
     Panicked,
     /// The peer closed its end.
@@ -74,6 +80,9 @@ impl fmt::Display for Closed {
         match self {
             Self::Failed { call, errno } => {
                 write!(f, "{call} failed: {}", io::Error::from_raw_os_error(*errno))
+            }
+            Self::OutOfStep { len } => {
+                write!(f, "the stream is out of step: it says that a frame has {len} bytes")
             }
             Self::Panicked => f.write_str("the dispatcher panicked"),
             Self::PeerClosed => f.write_str("the peer closed its end"),

@@ -3,6 +3,7 @@
 //!
 //! What is not here: what a link is (`link/`), and when which call is made (`io/`).
 
+mod address;
 #[cfg(feature = "tokio")]
 pub(crate) mod aio;
 pub(crate) mod descriptor;

@@ -25,8 +25,11 @@ const ALL: fn(Kind) -> bool = |_| true;
 const SOCKETS: fn(Kind) -> bool = Kind::is_socket;
 /// A UDP socket drops what the far end has no room for, and has no longer messages than a frame.
 const UNIX: fn(Kind) -> bool = |kind| matches!(kind, Kind::Seqpacket | Kind::Datagram);
-const ETHERNET: fn(Kind) -> bool = |kind| kind.header() > 0;
+/// A cooked socket is told neither of every destination nor how a super-frame is cut (`cooked.rs`).
+const ETHERNET: fn(Kind) -> bool = |kind| kind.header() > 0 && kind != Kind::Cooked;
+const SUPER: fn(Kind) -> bool = |kind| !kind.is_socket() && kind != Kind::Cooked;
 const INTERFACES: fn(Kind) -> bool = |kind| !kind.is_socket();
+const PACKET: fn(Kind) -> bool = |kind| matches!(kind, Kind::Packet | Kind::Cooked);
 
 const CHECKS: &[Check] = &[
     Check { name: "order and boundaries", applies: ALL, run: order_and_boundaries },
@@ -34,10 +37,10 @@ const CHECKS: &[Check] = &[
     Check { name: "64 KiB frames", applies: SOCKETS, run: large_frames },
     Check { name: "strange IP is not judged", applies: ALL, run: strange_ip },
     Check { name: "everybody's addresses", applies: ETHERNET, run: everybodys_addresses },
-    Check { name: "runts", applies: |k| k != Kind::Tun, run: runts },
+    Check { name: "runts", applies: |k| !matches!(k, Kind::Tun | Kind::Cooked), run: runts },
     Check { name: "a burst beyond the buffers", applies: UNIX, run: burst },
-    Check { name: "super-frames in", applies: INTERFACES, run: super_frames_in },
-    Check { name: "super-frames out", applies: INTERFACES, run: super_frames_out },
+    Check { name: "super-frames in", applies: SUPER, run: super_frames_in },
+    Check { name: "super-frames out", applies: SUPER, run: super_frames_out },
     Check { name: "gathered lists", applies: ALL, run: gathered_lists },
     Check { name: "slots and flush", applies: ALL, run: slots_and_flush },
     Check { name: "a refused frame drops alone", applies: ALL, run: a_refused_frame_drops_alone },
@@ -50,10 +53,10 @@ const CHECKS: &[Check] = &[
     Check { name: "peer closes", applies: |k| k == Kind::Seqpacket, run: peer_closes },
     Check { name: "peer is gone", applies: |k| k == Kind::Datagram, run: peer_is_gone },
     Check { name: "peer's port is closed", applies: |k| k == Kind::Udp, run: port_is_closed },
-    Check { name: "own host's frames", applies: |k| k == Kind::Packet, run: own_host },
+    Check { name: "own host's frames", applies: PACKET, run: own_host },
     Check { name: "link down and up", applies: INTERFACES, run: link_flaps },
     Check { name: "down, then removed", applies: INTERFACES, run: removed },
-    Check { name: "kernel drops add up", applies: |k| k == Kind::Packet, run: kernel_drops },
+    Check { name: "kernel drops add up", applies: PACKET, run: kernel_drops },
 ];
 
 #[test]
@@ -63,7 +66,7 @@ fn sockets() {
 
 #[test]
 fn packet_sockets() {
-    testkit::in_namespace(|| table(&[Kind::Packet]));
+    testkit::in_namespace(|| table(&[Kind::Packet, Kind::Cooked]));
 }
 
 #[test]
@@ -150,10 +153,12 @@ fn large_frames(rig: &mut Rig) {
 
 /// What the frame of this kind around an IP packet is.
 fn around(kind: Kind, packet: &[u8], protocol: u16) -> Vec<u8> {
-    match kind.header() {
-        0 => packet.to_vec(),
-        _ => packet::ethernet([2, 0, 0, 0, 0, 9], [2, 0, 0, 0, 0, 8], protocol, packet),
+    let mut header = kind.frame(kind.header().max(20), 0);
+    header.truncate(kind.header());
+    if let [.., high, low] = &mut header[..] {
+        [*high, *low] = protocol.to_be_bytes();
     }
+    [&header, packet].concat()
 }
 
 fn strange_ip(rig: &mut Rig) {
@@ -516,7 +521,7 @@ fn link_flaps(rig: &mut Rig) {
     assert_eq!(rig.tx.send(&list).unwrap(), Sent { taken: 1, sent: 0 });
     rig.recv_nothing();
     // A device that is down says nothing to who reads it.
-    let told = u64::from(rig.kind == Kind::Packet);
+    let told = u64::from(PACKET(rig.kind));
     assert_eq!((rig.stats.rx().link_down, rig.stats.tx().link_down), (told, 1));
     testkit::interface::up(&rig.interface).unwrap();
     // Either end swallows frames until its link watch has seen the carrier again.

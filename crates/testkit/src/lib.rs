@@ -75,6 +75,15 @@ pub fn packet_socket(interface: &str) -> std::io::Result<std::os::fd::OwnedFd> {
     sys::packet::open_plain(interface::index(interface)?)
 }
 
+/// The same, cooked (SOCK_DGRAM).
+///
+/// # Errors
+///
+/// As [`packet_socket`].
+pub fn cooked_packet_socket(interface: &str) -> std::io::Result<std::os::fd::OwnedFd> {
+    sys::packet::open_cooked(interface::index(interface)?)
+}
+
 /// The value of a socket option that is an integer, for levels that no safe wrapper knows.
 ///
 /// # Errors

@@ -96,6 +96,19 @@ impl Outlet {
         }
         self.lock()
     }
+
+    /// Waits until nothing is queued, or the time is over: a stream may have taken the beginning of
+    /// a frame.
+    fn finish<'a>(&'a self, mut tx: MutexGuard<'a, Box<dyn Transmit>>, until: Option<Instant>) {
+        let Some(until) = until else { return };
+        while tx.queued() > 0 && Instant::now() < until {
+            tx = self.wait(tx, until);
+            if tx.flush().is_err() {
+                // Whoever sends next is told.
+                return;
+            }
+        }
+    }
 }
 
 /// How far a list came.
@@ -127,7 +140,10 @@ impl Endpoint {
         let mut tx = outlet.lock();
         loop {
             match (tx.send(&[TxFrame::new(&parts)])?, until) {
-                (Sent { sent: 1, .. }, _) => return Ok(()),
+                (Sent { sent: 1, .. }, _) => {
+                    outlet.finish(tx, until);
+                    return Ok(());
+                }
                 (Sent { taken: 1, .. }, _) => return Err(io::ErrorKind::InvalidInput.into()),
                 (_, Some(until)) if Instant::now() < until => tx = outlet.wait(tx, until),
                 _ => break,
@@ -210,6 +226,7 @@ impl Endpoint {
             let reason = if fatal.is_some() { &stats.tx.closed } else { &stats.tx.not_writable };
             reason.add(dropped as u64);
         }
+        outlet.finish(tx, progress.until);
         progress.fatal = progress.fatal.take().or(fatal);
     }
 

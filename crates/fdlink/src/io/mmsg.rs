@@ -21,7 +21,8 @@ pub(crate) struct RecvMmsg {
 
 impl RecvMmsg {
     pub(crate) fn new(port: Port) -> Self {
-        let messages = Incoming::new(port.batch, FRAME_ROOM, port.ask());
+        let messages =
+            Incoming::new(port.batch, FRAME_ROOM, port.ask()).with_headroom(port.headroom());
         let frames = Vec::with_capacity(port.batch);
         Self { inlet: Inlet::new(port), messages, frames, ended: false }
     }
@@ -49,8 +50,8 @@ impl RecvMmsg {
         }
         let info = self.messages.packet_info(index);
         let (start, len) = (self.messages.offset(index), self.messages.len(index));
-        let message = &self.messages.memory()[start..start + len];
-        if let Some(meta) = self.inlet.admit(message, info) {
+        let message = &mut self.messages.memory()[start..start + len];
+        if let Some(meta) = self.inlet.admit_message(message, info) {
             let vnet = self.inlet.port.vnet_header;
             self.frames.push(RxDescriptor { offset: start + vnet, len: len - vnet, meta });
         }

@@ -27,7 +27,7 @@ struct Arrived {
 
 impl Readv {
     pub(crate) fn new(port: Port) -> Self {
-        let buffer = Incoming::new(1, FRAME_ROOM, port.ask());
+        let buffer = Incoming::new(1, FRAME_ROOM, port.ask()).with_headroom(port.headroom());
         Self { inlet: Inlet::new(port), buffer, frame: None }
     }
 
@@ -68,8 +68,8 @@ impl Readv {
         if arrived.len == 0 && self.inlet.is_end(&self.buffer, 0) {
             return Fill::Closed(Closed::PeerClosed);
         }
-        let message = &self.buffer.memory()[..arrived.len];
-        self.frame = self.inlet.admit(message, arrived.info).map(|meta| {
+        let message = &mut self.buffer.memory()[..arrived.len];
+        self.frame = self.inlet.admit_message(message, arrived.info).map(|meta| {
             let offset = self.inlet.port.vnet_header;
             RxDescriptor { offset, len: arrived.len - offset, meta }
         });

@@ -69,7 +69,7 @@ pub(crate) struct Sender {
 impl Sender {
     pub(crate) fn new(port: Port) -> Self {
         Self {
-            outgoing: Outgoing::with_capacity(LIST),
+            outgoing: port.outgoing(LIST),
             scratch: vec![[0; SCRATCH]; LIST].into(),
             arena: vec![0; ARENA].into(),
             ledger: Ledger::new(LIST, port.vnet_header),
@@ -93,14 +93,14 @@ impl Sender {
                 let taken = message::write(port.fd(), message)?;
                 port.written(taken, message.len())
             }
-            [only] => {
+            [only] if port.cooked.is_none() => {
                 port.stats.tx.calls.add(1);
                 message::send(port.fd(), &arena[only.range(vnet)])?;
                 Gone::Whole(1)
             }
-            many => {
+            slots => {
                 let mut list = outgoing.begin();
-                for slot in many {
+                for slot in slots {
                     list.part(&arena[slot.range(vnet)]);
                     list.end_message();
                 }

@@ -8,6 +8,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use crate::batch::LinkHeader;
 use crate::error::SetupError;
+use crate::io::cooked::Cooked;
 use crate::link::{LinkKind, socket, tun};
 use crate::options::LinkOptions;
 use crate::sys::descriptor::{self, Object};
@@ -23,6 +24,8 @@ pub(super) struct Found {
     pub(super) interface: Option<String>,
     /// That interface's index, on AF_PACKET; else 0.
     pub(super) interface_index: libc::c_int,
+    /// What a cooked socket is bound to; `None` on everything else.
+    pub(super) cooked: Option<Cooked>,
     /// The interface's MTU, where the descriptor tells.
     pub(super) mtu: Option<u32>,
     /// Whether super-frames of UDP may be sent, where looking tells.
@@ -47,8 +50,8 @@ pub(super) fn all(fds: &[BorrowedFd<'_>], options: &LinkOptions) -> Result<Vec<F
     Ok(found)
 }
 
-const EXPECTED: &str = "a datagram or seqpacket socket, an AF_PACKET SOCK_RAW socket, or a TUN or \
-                        TAP device";
+const EXPECTED: &str =
+    "a datagram or seqpacket socket, an AF_PACKET socket, or a TUN or TAP device";
 
 fn wrong(index: usize, found: String) -> SetupError {
     SetupError::WrongKind { index, found, expected: EXPECTED }

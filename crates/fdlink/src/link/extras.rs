@@ -39,13 +39,17 @@ pub(super) fn plan(
     notes: &mut Vec<String>,
 ) -> Result<Extras, SetupError> {
     let Some(first) = found.first() else { return Err(SetupError::NoDescriptors) };
-    let packet = first.kind == LinkKind::Packet;
-    let device = matches!(first.kind, LinkKind::Tap | LinkKind::Tun);
+    let packet = first.kind.is_packet();
+    let (stamped, stamps) = match first.kind {
+        LinkKind::Framed => (false, "a socket that keeps boundaries"),
+        LinkKind::Tap | LinkKind::Tun => (false, "a socket"),
+        _ => (true, ""),
+    };
     let mut given = |asked, possible, option, expected| {
         wanted(asked, possible, (option, expected), first.kind, options.fallback, notes)
     };
     let promiscuous = given(options.promiscuous, packet, "promiscuous", "an AF_PACKET socket")?;
-    let timestamps = given(options.timestamps, !device, "timestamps", "a socket")?;
+    let timestamps = given(options.timestamps, stamped, "timestamps", stamps)?;
     given(options.fanout.is_some(), packet, "fanout", "AF_PACKET sockets")?;
     if options.fanout.is_some() && packet && found.len() == 1 {
         notes.push("fanout: one descriptor has nothing to share".to_owned());
@@ -90,6 +94,10 @@ fn check_filter(kind: LinkKind, options: &LinkOptions) -> Result<(), SetupError>
     let refused = |expected: &str, found| {
         Err(SetupError::Option { option: "filter", expected: expected.to_owned(), found })
     };
+    if kind == LinkKind::Framed {
+        // It would take pieces out of the stream.
+        return refused("a socket that keeps boundaries", "a framed stream".to_owned());
+    }
     if kind == LinkKind::Tun {
         // The kernel says EINVAL to TUNATTACHFILTER.
         return refused("a socket or a TAP device", "a tun".to_owned());

@@ -8,6 +8,9 @@ use std::sync::Arc;
 
 use crate::descriptor::Descriptor;
 use crate::error::SetupError;
+use crate::io::cooked::Cooked;
+use crate::io::framed::send::StreamSender;
+use crate::io::framed::{FramePrefix, StreamReceiver};
 use crate::io::mmsg::RecvMmsg;
 use crate::io::packet_mmap::PacketMmap;
 use crate::io::readv::Readv;
@@ -16,7 +19,9 @@ use crate::io::{Channel, Port};
 use crate::link::counters::DeviceCounters;
 use crate::link::examine::{self, Found, call};
 use crate::link::plan::{self, Plan};
-use crate::link::{Link, LinkKind, LinkProperties, extras, fanout, packet, ring, socket, tun};
+use crate::link::{
+    Link, LinkKind, LinkProperties, extras, fanout, framed, packet, ring, socket, tun,
+};
 use crate::options::{LinkOptions, Mode};
 use crate::queue::{QueuePair, Receive};
 use crate::report::{DescriptorReport, Report};
@@ -32,6 +37,9 @@ pub struct FdLink {
     descriptors: Vec<Descriptor>,
     interface: Option<String>,
     vnet_header: usize,
+    /// On a framed stream, how the length is written.
+    prefix: Option<FramePrefix>,
+    cooked: Option<Cooked>,
     batch: usize,
     properties: LinkProperties,
     report: Report,
@@ -43,6 +51,13 @@ pub struct FdLink {
 /// All of them must be of one kind. A datagram or seqpacket socket must be connected to be sent
 /// on. An AF_PACKET socket must be bound to an interface, and may have been made in another
 /// network namespace; it may be in no fanout group, which it could not leave, and have no ring.
+///
+/// A cooked AF_PACKET socket (SOCK_DGRAM) gives frames with Ethernet headers like any other on its
+/// interface, though the kernel takes them off and makes them. What comes to this host has the
+/// interface's own address as destination, as it was when the link was built; what goes to a group
+/// the address that belongs to its IP address, or the group bit alone; what goes to somebody else
+/// zeros. What leaves has the destination and the type it was given, and always the interface's
+/// own address as source. Such a socket has no vnet header and no ring: prefer a raw one.
 ///
 /// Frames that wait on a descriptor are the link's, but where it begins with a ring (which starts
 /// empty) or a filter, and where several AF_PACKET sockets have the same frames: then only those of
@@ -121,14 +136,17 @@ impl FdLink {
             let subject = format!("descriptor {index}");
             descriptor.set_nonblocking().map_err(|e| call("fcntl", subject.clone(), e))?;
             match plan.kind {
-                LinkKind::Packet => packet::configure(index, descriptor, plan, options)?,
+                LinkKind::Framed => framed::configure(descriptor),
+                LinkKind::Packet | LinkKind::PacketCooked => {
+                    packet::configure(index, descriptor, plan, options)?;
+                }
                 LinkKind::SocketSeqpacket => socket::configure(descriptor),
                 LinkKind::SocketDatagram | LinkKind::Tap | LinkKind::Tun => {}
             }
-            let mut report = if matches!(plan.kind, LinkKind::Tap | LinkKind::Tun) {
-                DescriptorReport::default()
-            } else {
-                buffers(&subject, descriptor, options, &mut plan.notes)
+            let mut report = match plan.kind {
+                LinkKind::Tap | LinkKind::Tun => DescriptorReport::default(),
+                LinkKind::Framed => framed::buffers(&subject, descriptor, options, &mut plan.notes),
+                _ => buffers(&subject, descriptor, options, &mut plan.notes),
             };
             extras::apply(index, descriptor, found, &plan.extras, options, &mut report)?;
             reports.push(report);
@@ -173,7 +191,7 @@ impl FdLink {
     ) -> Self {
         let queue_bytes = |report: &DescriptorReport| match plan.kind {
             LinkKind::Packet if report.ring > 0 => ring::queue_bytes(report, plan.max_frame_len),
-            LinkKind::Packet => report.receive_buffer,
+            LinkKind::Packet | LinkKind::PacketCooked => report.receive_buffer,
             _ => 0,
         };
         let properties = LinkProperties {
@@ -200,12 +218,19 @@ impl FdLink {
             rings,
             interface: found.first().and_then(|first| first.interface.clone()),
             vnet_header: plan.vnet_header,
+            prefix: None,
+            cooked: found.first().and_then(|first| first.cooked),
             batch: plan.extras.batch,
             stats: LinkStats::new(descriptors.len()),
             descriptors,
             properties,
             report,
         }
+    }
+
+    /// The same link with frames behind their lengths.
+    pub(super) fn with_prefix(self, prefix: FramePrefix) -> Self {
+        Self { prefix: Some(prefix), ..self }
     }
 
     /// The name of the interface behind the descriptors, in the network namespace they belong to.
@@ -261,14 +286,15 @@ impl FdLink {
         Port {
             stats: Arc::clone(&self.stats.queues()[index]),
             channel: match properties.kind {
-                LinkKind::Packet => Channel::Packet,
+                LinkKind::Packet | LinkKind::PacketCooked => Channel::Packet,
                 LinkKind::SocketDatagram => Channel::Datagram,
                 LinkKind::SocketSeqpacket if socket::marks_messages(descriptor.as_fd()) => {
                     Channel::UnixSeqpacket
                 }
-                LinkKind::SocketSeqpacket => Channel::Seqpacket,
+                LinkKind::Framed | LinkKind::SocketSeqpacket => Channel::Seqpacket,
                 LinkKind::Tap | LinkKind::Tun => Channel::Device,
             },
+            cooked: self.cooked,
             vnet_header: self.vnet_header,
             link_header: properties.link_header,
             max_len: properties.max_frame_len.max(properties.gso_max_size),
@@ -298,6 +324,13 @@ impl Link for FdLink {
         let pairs =
             descriptors.into_iter().zip(rings).enumerate().map(|(index, (descriptor, ring))| {
                 let port = self.port(index, descriptor);
+                if let Some(prefix) = self.prefix {
+                    let rx = Box::new(StreamReceiver::new(port.clone(), prefix));
+                    return QueuePair {
+                        rx: Some(rx),
+                        tx: Box::new(StreamSender::new(port, prefix)),
+                    };
+                }
                 let tx = Box::new(Sender::new(port.clone()));
                 let rx: Box<dyn Receive> = match (ring, self.properties.mode) {
                     (Some(ring), _) => Box::new(PacketMmap::new(port, ring)),

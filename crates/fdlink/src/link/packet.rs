@@ -2,9 +2,10 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
-use crate::batch::LinkHeader;
+use crate::batch::{LinkHeader, MacAddr};
 use crate::descriptor::Descriptor;
 use crate::error::SetupError;
+use crate::io::cooked::Cooked;
 use crate::link::examine::{Found, call};
 use crate::link::fd::FdLink;
 use crate::link::plan::{self, Plan};
@@ -49,6 +50,23 @@ pub fn open_packet(
     FdLink::build(fds, &found, options)
 }
 
+/// Reads back what a cooked AF_PACKET socket is (SOCK_DGRAM). It has no vnet header: the kernel
+/// says EINVAL to PACKET_VNET_HDR.
+pub(super) fn examine_cooked(index: usize, fd: BorrowedFd<'_>) -> Result<Found, SetupError> {
+    let found = examine(index, fd)?;
+    if found.link_header != LinkHeader::Ethernet {
+        return Err(SetupError::WrongKind {
+            index,
+            found: "a cooked AF_PACKET socket on an interface without link headers".to_owned(),
+            expected: "an AF_PACKET SOCK_RAW socket there, whose frames are the same",
+        });
+    }
+    let name =
+        sys::packet_name(fd).map_err(|e| call("getsockname", format!("descriptor {index}"), e))?;
+    let cooked = Cooked { interface: name.interface, address: MacAddr(name.address) };
+    Ok(Found { kind: LinkKind::PacketCooked, cooked: Some(cooked), uso: false, ..found })
+}
+
 /// Reads back what an AF_PACKET SOCK_RAW socket is.
 pub(super) fn examine(index: usize, fd: BorrowedFd<'_>) -> Result<Found, SetupError> {
     const EXPECTED: &str =
@@ -90,6 +108,7 @@ pub(super) fn examine(index: usize, fd: BorrowedFd<'_>) -> Result<Found, SetupEr
         link_header,
         interface: Some(interface),
         interface_index: name.interface,
+        cooked: None,
         mtu: Some(mtu),
         uso: size.is_ok(),
     })

@@ -50,10 +50,7 @@ pub(super) fn make(found: &[Found], options: &LinkOptions) -> Result<Plan, Setup
     let gso_max_size = gso_max_size(mtu, link_header, options)?;
     let gso_max_size = if offload { gso_max_size } else { no_super_frames(options, &mut notes)? };
     let extras = extras::plan(found, options, &mut notes)?;
-    let address = match link_header {
-        LinkHeader::Ethernet => Some(options.address.unwrap_or_else(random_address)),
-        LinkHeader::None => None,
-    };
+    let address = address(first, link_header, options)?;
     Ok(Plan {
         kind: first.kind,
         mode,
@@ -66,6 +63,25 @@ pub(super) fn make(found: &[Found], options: &LinkOptions) -> Result<Plan, Setup
         gso_max_size,
         extras,
         notes,
+    })
+}
+
+/// The endpoint's own address. A cooked socket sends from its interface's, whatever a frame says.
+fn address(
+    first: &Found,
+    link_header: LinkHeader,
+    options: &LinkOptions,
+) -> Result<Option<MacAddr>, SetupError> {
+    let own = first.cooked.map(|cooked| cooked.address);
+    if let (Some(own), Some(asked)) = (own, options.address)
+        && own != asked
+    {
+        let expected = format!("{own}, the interface's own, on a {}", first.kind.name());
+        return Err(SetupError::Option { option: "address", expected, found: asked.to_string() });
+    }
+    Ok(match link_header {
+        LinkHeader::Ethernet => Some(own.or(options.address).unwrap_or_else(random_address)),
+        LinkHeader::None => None,
     })
 }
 
@@ -111,7 +127,11 @@ fn mode(
     let (possible, needs) = match options.mode {
         Mode::Auto => return Ok(Mode::Readv),
         Mode::Readv => (true, ""),
+        Mode::RecvMmsg if kind == LinkKind::Framed => (false, "a socket that keeps boundaries"),
         Mode::RecvMmsg => (!matches!(kind, LinkKind::Tap | LinkKind::Tun), "a socket"),
+        Mode::PacketMmap if kind == LinkKind::PacketCooked => {
+            (false, "an AF_PACKET SOCK_RAW socket")
+        }
         Mode::PacketMmap => (kind == LinkKind::Packet, "an AF_PACKET socket"),
     };
     if possible {
@@ -135,7 +155,7 @@ fn vnet_header(
 ) -> Result<usize, SetupError> {
     let mut len = first.vnet_header;
     if let Some(in_band) = options.in_band_vnet_header {
-        let plain = matches!(first.kind, LinkKind::SocketDatagram | LinkKind::SocketSeqpacket);
+        let plain = first.kind.is_plain_socket();
         let known = [VnetHeader::LEN, VnetHeader::LEN_MRG].contains(&in_band);
         if !known || (!plain && in_band != len) {
             return Err(SetupError::Option {
@@ -173,8 +193,7 @@ pub(super) fn no_offload(
 fn link_header(first: &Found, options: &LinkOptions) -> Result<LinkHeader, SetupError> {
     let Some(ethernet) = options.ethernet else { return Ok(first.link_header) };
     let asked = if ethernet { LinkHeader::Ethernet } else { LinkHeader::None };
-    let plain = matches!(first.kind, LinkKind::SocketDatagram | LinkKind::SocketSeqpacket);
-    if plain || asked == first.link_header {
+    if first.kind.is_plain_socket() || asked == first.link_header {
         return Ok(asked);
     }
     Err(SetupError::Option {

@@ -23,7 +23,8 @@ pub(super) fn examine(
     let domain = option(libc::SO_DOMAIN, "getsockopt(SO_DOMAIN)")?;
     let kind = match (domain, option(libc::SO_TYPE, "getsockopt(SO_TYPE)")?) {
         (libc::AF_PACKET, libc::SOCK_RAW) => return packet::examine(index, fd),
-        (libc::AF_PACKET, _) => return wrong(index, "a cooked AF_PACKET socket"),
+        (libc::AF_PACKET, libc::SOCK_DGRAM) => return packet::examine_cooked(index, fd),
+        (libc::AF_PACKET, _) => return wrong(index, "an AF_PACKET socket of an old type"),
         (libc::AF_NETLINK, _) => return wrong(index, "a netlink socket"),
         (_, libc::SOCK_DGRAM) => LinkKind::SocketDatagram,
         (_, libc::SOCK_SEQPACKET) => LinkKind::SocketSeqpacket,
@@ -38,6 +39,7 @@ pub(super) fn examine(
         link_header: LinkHeader::None,
         interface: None,
         interface_index: 0,
+        cooked: None,
         mtu: None,
         // Both ends are programs that agreed on the header, so it means all it can.
         uso: options.in_band_vnet_header.is_some(),
@@ -60,6 +62,6 @@ fn wrong(index: usize, found: &str) -> Result<Found, SetupError> {
     Err(SetupError::WrongKind {
         index,
         found: found.to_owned(),
-        expected: "a datagram, seqpacket or AF_PACKET SOCK_RAW socket",
+        expected: "a datagram, seqpacket or AF_PACKET socket",
     })
 }

@@ -119,6 +119,7 @@ pub(super) fn examine(index: usize, fd: BorrowedFd<'_>) -> Result<Found, SetupEr
         mtu: mtu(fd, &name),
         interface: Some(name),
         interface_index: 0,
+        cooked: None,
         uso: false,
     })
 }

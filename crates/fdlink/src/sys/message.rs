@@ -16,6 +16,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use super::address::{self, Destinations};
 use super::{check, check_len, len_of};
 
 /// Reads one message from a device.
@@ -33,13 +34,20 @@ pub(crate) fn recv(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
     check_len(unsafe { libc::recv(fd.as_raw_fd(), at, len, flags) })
 }
 
+/// Receives what there is of a stream, as far as it fits; 0 at its end.
+pub(crate) fn recv_some(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
+    let (at, len) = (buffer.as_mut_ptr().cast(), buffer.len());
+    // SAFETY: the pointer and the length are those of one exclusively borrowed slice.
+    check_len(unsafe { libc::recv(fd.as_raw_fd(), at, len, libc::MSG_DONTWAIT) })
+}
+
 /// Writes one message to a device.
 pub(crate) fn write(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
     // SAFETY: the pointer and the length are those of one live slice.
     check_len(unsafe { libc::write(fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len()) })
 }
 
-/// Sends one message to a socket.
+/// Sends one message to a socket; of a stream, as much as it takes.
 pub(crate) fn send(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
     // SAFETY: the pointer and the length are those of one live slice.
@@ -66,6 +74,10 @@ pub(crate) enum Ask {
 pub(crate) struct PacketInfo {
     /// `sll_pkttype`.
     pub(crate) packet_type: u8,
+    /// `sll_protocol`, host byte order.
+    pub(crate) protocol: u16,
+    /// `sll_addr`, where it is an Ethernet address.
+    pub(crate) source: [u8; 6],
     /// `TP_STATUS_*`; 0 where PACKET_AUXDATA is off.
     pub(crate) status: u32,
     /// The frame's length on the link.
@@ -93,6 +105,8 @@ pub(crate) struct Incoming {
     memory: Box<[u8]>,
     /// Bytes of `memory` for each message.
     stride: usize,
+    /// Of these, bytes in front of the message that are left free.
+    headroom: usize,
     ask: Ask,
 }
 
@@ -112,24 +126,22 @@ impl Incoming {
     /// Room for `messages` of up to `stride` bytes.
     pub(crate) fn new(messages: usize, stride: usize, ask: Ask) -> Self {
         let empty = libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 };
-        let name = libc::sockaddr_ll {
-            sll_family: 0,
-            sll_protocol: 0,
-            sll_ifindex: 0,
-            sll_hatype: 0,
-            sll_pkttype: 0,
-            sll_halen: 0,
-            sll_addr: [0; 8],
-        };
         Self {
             headers: (0..messages).map(|_| empty_header()).collect(),
             iovecs: vec![empty; messages].into(),
-            names: vec![name; messages].into(),
+            names: vec![address::empty(); messages].into(),
             controls: vec![Control([0; CONTROL_LEN]); messages].into(),
             memory: vec![0; messages * stride].into(),
             stride,
+            headroom: 0,
             ask,
         }
+    }
+
+    /// The same with that many bytes left free in front of each message, where the link header goes
+    /// that the kernel took off: offsets and lengths include them.
+    pub(crate) fn with_headroom(self, headroom: usize) -> Self {
+        Self { headroom, ..self }
     }
 
     /// Receives one message (recvmsg).
@@ -157,7 +169,7 @@ impl Incoming {
 
     /// The length of message `index`, which is more than the stride if it was cut off.
     pub(crate) fn len(&self, index: usize) -> usize {
-        self.headers[index].msg_len as usize
+        self.headroom + self.headers[index].msg_len as usize
     }
 
     /// Whether message `index` did not fit.
@@ -179,7 +191,10 @@ impl Incoming {
         let filled = self.headers[index].msg_hdr.msg_controllen;
         let control = &self.controls[index].0;
         let mut info = control_messages(&control[..filled.min(CONTROL_LEN)]);
-        info.packet_type = self.names[index].sll_pkttype;
+        let name = &self.names[index];
+        info.packet_type = name.sll_pkttype;
+        info.protocol = u16::from_be(name.sll_protocol);
+        info.source = address::ethernet_address(name);
         info
     }
 
@@ -201,6 +216,7 @@ impl Incoming {
         for ((header, (buffer, iovec)), (name, control)) in
             self.headers.iter_mut().zip(buffers).zip(infos)
         {
+            let (_, buffer) = buffer.split_at_mut(self.headroom);
             iovec.iov_base = buffer.as_mut_ptr().cast();
             iovec.iov_len = buffer.len();
             let message = &mut header.msg_hdr;
@@ -285,6 +301,8 @@ pub(crate) struct Outgoing {
     iovecs: Vec<libc::iovec>,
     /// For each message, where its iovecs end and how many bytes they hold.
     ends: Vec<(usize, usize)>,
+    /// Where they go, on a cooked socket.
+    destinations: Option<Destinations>,
 }
 
 // SAFETY: the raw pointers are only followed by the kernel, during calls of a `Gathering`, which
@@ -304,13 +322,24 @@ impl Outgoing {
             headers: Vec::with_capacity(messages),
             iovecs: Vec::with_capacity(messages * 4),
             ends: Vec::with_capacity(messages),
+            destinations: None,
         }
+    }
+
+    /// The same for a cooked socket on that interface: the first 14 bytes of each message are an
+    /// Ethernet header, of which the kernel is told destination and protocol.
+    pub(crate) fn cooked(messages: usize, interface: libc::c_int) -> Self {
+        let destinations = Some(Destinations::with_capacity(messages, interface));
+        Self { destinations, ..Self::with_capacity(messages) }
     }
 
     /// Starts an empty list whose bytes live for `'bytes`.
     pub(crate) fn begin<'bytes>(&mut self) -> Gathering<'_, 'bytes> {
         self.iovecs.clear();
         self.ends.clear();
+        if let Some(destinations) = &mut self.destinations {
+            destinations.clear();
+        }
         Gathering { arrays: self, bytes: PhantomData }
     }
 }
@@ -325,6 +354,8 @@ pub(crate) struct Gathering<'arrays, 'bytes> {
 impl<'bytes> Gathering<'_, 'bytes> {
     /// Adds a part to the message being made.
     pub(crate) fn part(&mut self, bytes: &'bytes [u8]) {
+        let destinations = self.arrays.destinations.as_mut();
+        let bytes = destinations.map_or(bytes, |destinations| destinations.take(bytes));
         if !bytes.is_empty() {
             let iov_base = bytes.as_ptr().cast_mut().cast();
             self.arrays.iovecs.push(libc::iovec { iov_base, iov_len: bytes.len() });
@@ -337,6 +368,9 @@ impl<'bytes> Gathering<'_, 'bytes> {
         let end = self.arrays.iovecs.len();
         let bytes = self.arrays.iovecs[begin..].iter().map(|iovec| iovec.iov_len).sum();
         self.arrays.ends.push((end, bytes));
+        if let Some(destinations) = &mut self.arrays.destinations {
+            destinations.end_message();
+        }
     }
 
     /// Bytes of message `index`.
@@ -346,7 +380,7 @@ impl<'bytes> Gathering<'_, 'bytes> {
 
     /// Sends messages `from..` to a socket; returns how many left.
     pub(crate) fn send(&mut self, fd: BorrowedFd<'_>, from: usize) -> io::Result<usize> {
-        let Outgoing { headers, iovecs, ends } = &mut *self.arrays;
+        let Outgoing { headers, iovecs, ends, destinations } = &mut *self.arrays;
         headers.clear();
         let mut begin = if from == 0 { 0 } else { ends[from - 1].0 };
         for (end, _) in &ends[from..] {
@@ -356,10 +390,16 @@ impl<'bytes> Gathering<'_, 'bytes> {
             headers.push(header);
             begin = *end;
         }
+        let names = destinations.as_ref().map_or(&[][..], Destinations::names);
+        for (header, name) in headers.iter_mut().zip(names.iter().skip(from)) {
+            // sendmsg and sendmmsg only read it; the field is one for receiving as well.
+            header.msg_hdr.msg_name = (&raw const *name).cast_mut().cast();
+            header.msg_hdr.msg_namelen = len_of::<libc::sockaddr_ll>();
+        }
         let (raw, flags) = (fd.as_raw_fd(), libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL);
         if let [only] = headers.as_slice() {
             // SAFETY: the header was written above; its iovecs come from slices that `'bytes`
-            // keeps alive, and sendmsg only reads them.
+            // keeps alive, its name is one of `arrays`, and sendmsg only reads them.
             check_len(unsafe { libc::sendmsg(raw, &raw const only.msg_hdr, flags) })?;
             return Ok(1);
         }
@@ -367,6 +407,19 @@ impl<'bytes> Gathering<'_, 'bytes> {
         // SAFETY: as above, for each of the `count` headers; sendmmsg writes their msg_len only.
         let sent = unsafe { libc::sendmmsg(raw, headers.as_mut_ptr(), count, flags as MsgFlags) };
         Ok(usize::try_from(check(sent)?).unwrap_or(0))
+    }
+
+    /// Sends message `index` on a stream, or as much of it as goes; returns the bytes it took.
+    pub(crate) fn send_some(&mut self, fd: BorrowedFd<'_>, index: usize) -> io::Result<usize> {
+        let begin = if index == 0 { 0 } else { self.arrays.ends[index - 1].0 };
+        let iovecs = &mut self.arrays.iovecs[begin..self.arrays.ends[index].0];
+        let mut header = empty_header().msg_hdr;
+        header.msg_iov = iovecs.as_mut_ptr();
+        header.msg_iovlen = iovecs.len();
+        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        // SAFETY: the header was written above; its iovecs come from slices that `'bytes` keeps
+        // alive, and sendmsg only reads them.
+        check_len(unsafe { libc::sendmsg(fd.as_raw_fd(), &raw const header, flags) })
     }
 
     /// Writes message `index` to a device; returns the bytes it took.

@@ -5,9 +5,10 @@
 #![expect(unsafe_code, reason = "UNSAFETY, above")]
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-use super::{check, len_of};
+use super::{address, check, len_of};
 
 /// Makes a socket, non-blocking and closed on exec.
 pub(crate) fn open(domain: libc::c_int, kind: libc::c_int) -> io::Result<OwnedFd> {
@@ -56,6 +57,20 @@ pub(crate) fn set_option(
     check(unsafe { libc::setsockopt(fd.as_raw_fd(), level, name, at, len) }).map(|_| ())
 }
 
+/// Whether the socket has a peer (getpeername); a connection that is being made has none yet.
+pub(crate) fn is_connected(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    let mut name = MaybeUninit::<libc::sockaddr_storage>::uninit();
+    let mut len = len_of::<libc::sockaddr_storage>();
+    // SAFETY: `name` has room for the `len` bytes of any address, and `len` lives on this stack.
+    let result =
+        unsafe { libc::getpeername(fd.as_raw_fd(), name.as_mut_ptr().cast(), &raw mut len) };
+    match check(result) {
+        Ok(_) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// Where an AF_PACKET socket is bound (getsockname).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PacketName {
@@ -63,13 +78,15 @@ pub(crate) struct PacketName {
     pub(crate) interface: libc::c_int,
     /// The interface's hardware type (`ARPHRD_*`).
     pub(crate) hardware: u16,
+    /// The interface's own address, where it is an Ethernet address; else zeros.
+    pub(crate) address: [u8; 6],
     /// The EtherType received, host byte order; 0 for a socket that receives nothing.
     pub(crate) protocol: u16,
 }
 
 /// Where an AF_PACKET socket is bound.
 pub(crate) fn packet_name(fd: BorrowedFd<'_>) -> io::Result<PacketName> {
-    let mut name = packet_address(0, 0);
+    let mut name = address::empty();
     let mut len = len_of::<libc::sockaddr_ll>();
     let at = (&raw mut name).cast();
     // SAFETY: `at` points to `len` writable bytes, and `len` lives on this stack.
@@ -77,6 +94,7 @@ pub(crate) fn packet_name(fd: BorrowedFd<'_>) -> io::Result<PacketName> {
     Ok(PacketName {
         interface: name.sll_ifindex,
         hardware: name.sll_hatype,
+        address: address::ethernet_address(&name),
         protocol: u16::from_be(name.sll_protocol),
     })
 }
@@ -87,22 +105,10 @@ pub(crate) fn bind_packet(
     interface: libc::c_int,
     protocol: u16,
 ) -> io::Result<()> {
-    let name = packet_address(interface, protocol);
+    let name = address::on_interface(interface, protocol);
     let at = (&raw const name).cast();
     // SAFETY: `at` points to a sockaddr_ll of the length given.
     check(unsafe { libc::bind(fd.as_raw_fd(), at, len_of::<libc::sockaddr_ll>()) }).map(|_| ())
-}
-
-fn packet_address(interface: libc::c_int, protocol: u16) -> libc::sockaddr_ll {
-    libc::sockaddr_ll {
-        sll_family: 17, // AF_PACKET, in the type of this field
-        sll_protocol: protocol.to_be(),
-        sll_ifindex: interface,
-        sll_hatype: 0,
-        sll_pkttype: 0,
-        sll_halen: 0,
-        sll_addr: [0; 8],
-    }
 }
 
 /// Frames that the kernel dropped since the last call (PACKET_STATISTICS resets when read).

@@ -35,6 +35,7 @@ pub(crate) enum Kind {
     Datagram,
     Udp,
     Packet,
+    Cooked,
     Tap,
     Tun,
 }
@@ -46,6 +47,7 @@ impl Kind {
             Self::Datagram => "datagram",
             Self::Udp => "udp",
             Self::Packet => "packet",
+            Self::Cooked => "cooked",
             Self::Tap => "tap",
             Self::Tun => "tun",
         }
@@ -58,7 +60,9 @@ impl Kind {
     pub(crate) fn ways(self) -> &'static [Way] {
         match self {
             Self::Packet => &Way::ALL,
-            Self::Seqpacket | Self::Datagram | Self::Udp => &[Way::READV, Way::RECVMMSG],
+            Self::Seqpacket | Self::Datagram | Self::Udp | Self::Cooked => {
+                &[Way::READV, Way::RECVMMSG]
+            }
             Self::Tap | Self::Tun => &[Way::READV],
         }
     }
@@ -67,20 +71,26 @@ impl Kind {
     pub(crate) fn shortest(self) -> usize {
         match self {
             Self::Seqpacket | Self::Datagram | Self::Udp => 1,
-            Self::Packet | Self::Tap => 15,
+            Self::Packet | Self::Cooked | Self::Tap => 15,
             Self::Tun => 21,
         }
     }
 
     /// Bytes of the link header.
     pub(crate) fn header(self) -> usize {
-        if matches!(self, Self::Packet | Self::Tap) { 14 } else { 0 }
+        if matches!(self, Self::Packet | Self::Cooked | Self::Tap) { 14 } else { 0 }
     }
 
     /// A frame that nobody but the far end answers to.
     pub(crate) fn frame(self, len: usize, seed: u8) -> Vec<u8> {
         match self {
             Self::Packet | Self::Tap => packet::pattern_frame(len, seed),
+            Self::Cooked => {
+                // The kernel tells of a destination only what kind of one it is.
+                let mut frame = packet::pattern_frame(len, seed);
+                frame[..6].fill(0xff);
+                frame
+            }
             Self::Tun => packet::pattern_packet(len, seed),
             // Boundaries are all that matters to a socket.
             Self::Seqpacket | Self::Datagram | Self::Udp => {
@@ -179,6 +189,15 @@ pub(crate) fn link(
             let far = format!("far{serial}");
             interface::veth(&name, &far, 1500).unwrap();
             let link = open_packet(&name, 1, options)?;
+            Ok((link, Peer::on_interface(&far).unwrap(), name))
+        }
+        Kind::Cooked => {
+            let far = format!("far{serial}");
+            interface::veth(&name, &far, 1500).unwrap();
+            // It sends from the interface's own address.
+            let source = *kind.frame(15, 0)[6..].first_chunk().unwrap();
+            interface::set_address(&name, source).unwrap();
+            let link = adopt(vec![testkit::cooked_packet_socket(&name).unwrap()], options)?;
             Ok((link, Peer::on_interface(&far).unwrap(), name))
         }
         Kind::Tap | Kind::Tun => {

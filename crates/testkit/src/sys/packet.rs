@@ -1,4 +1,4 @@
-//! Raw AF_PACKET sockets.
+//! AF_PACKET sockets.
 
 // UNSAFETY: sockaddr_ll and SOL_PACKET are in no safe wrapper.
 #![expect(unsafe_code, reason = "UNSAFETY, above")]
@@ -10,7 +10,7 @@ use std::ptr;
 /// An AF_PACKET socket bound to the interface of that index: with a vnet header of 10 bytes, and
 /// without what this host sends itself.
 pub(crate) fn open(index: u32) -> io::Result<OwnedFd> {
-    let fd = socket()?;
+    let fd = socket(libc::SOCK_RAW)?;
     for name in [libc::PACKET_VNET_HDR, libc::PACKET_IGNORE_OUTGOING] {
         set_option(fd.as_fd(), libc::SOL_PACKET, name, &1)?;
     }
@@ -27,13 +27,20 @@ pub(crate) fn set_vnet_header_len(fd: &OwnedFd, len: libc::c_int) -> io::Result<
 
 /// An AF_PACKET socket bound to the interface of that index, and otherwise as it is made.
 pub(crate) fn open_plain(index: u32) -> io::Result<OwnedFd> {
-    let fd = socket()?;
+    let fd = socket(libc::SOCK_RAW)?;
     bind(&fd, index)?;
     Ok(fd)
 }
 
-fn socket() -> io::Result<OwnedFd> {
-    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
+/// The same, cooked.
+pub(crate) fn open_cooked(index: u32) -> io::Result<OwnedFd> {
+    let fd = socket(libc::SOCK_DGRAM)?;
+    bind(&fd, index)?;
+    Ok(fd)
+}
+
+fn socket(kind: libc::c_int) -> io::Result<OwnedFd> {
+    let kind = kind | libc::SOCK_CLOEXEC;
     // SAFETY: socket takes three integers.
     let raw = check(unsafe { libc::socket(libc::AF_PACKET, kind, 0) })?;
     // SAFETY: socket returned this descriptor just now, so nobody else owns it.

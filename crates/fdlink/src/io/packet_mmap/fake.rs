@@ -20,6 +20,7 @@ pub(crate) fn port() -> Port {
         stats: Arc::default(),
         // Not `Packet`: nothing is asked of the descriptor.
         channel: Channel::Device,
+        cooked: None,
         vnet_header: VNET,
         link_header: LinkHeader::Ethernet,
         max_len: 1514,

@@ -39,6 +39,7 @@ impl Header {
                     u32_at(slot, offset_of!(tpacket2_hdr, tp_sec))?,
                     u32_at(slot, offset_of!(tpacket2_hdr, tp_nsec))?,
                 ),
+                ..PacketInfo::default()
             },
             captured: u32_at(slot, offset_of!(tpacket2_hdr, tp_snaplen))? as usize,
             mac: u16_at(slot, offset_of!(tpacket2_hdr, tp_mac))?.into(),
@@ -65,6 +66,7 @@ impl Header {
                     u32_at(header, offset_of!(tpacket3_hdr, tp_sec))?,
                     u32_at(header, offset_of!(tpacket3_hdr, tp_nsec))?,
                 ),
+                ..PacketInfo::default()
             },
             captured: u32_at(header, offset_of!(tpacket3_hdr, tp_snaplen))? as usize,
             mac: u16_at(header, offset_of!(tpacket3_hdr, tp_mac))?.into(),

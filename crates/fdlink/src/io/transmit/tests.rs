@@ -22,6 +22,7 @@ fn almost_full() -> (Sender, PipeReader, Arc<QueueStats>) {
         fd: Arc::new(OwnedFd::from(writer).into()),
         stats: Arc::clone(&stats),
         channel: Channel::Device,
+        cooked: None,
         vnet_header: 0,
         link_header: LinkHeader::None,
         max_len: 65535,

@@ -37,7 +37,11 @@ impl Port {
         if len > self.link_header.len() + MAX_IP_LEN {
             return Way::Refused(&self.stats.tx.too_long);
         }
-        if len == 0 || offload.checksum.is_some_and(|field| !field.fits(len)) {
+        // A cooked socket is told what the link header says, so that must be there.
+        if len == 0
+            || len < self.headroom()
+            || offload.checksum.is_some_and(|field| !field.fits(len))
+        {
             return Way::Refused(&self.stats.tx.invalid);
         }
         let header_len = offload.header_len(len, byte);

@@ -1,0 +1,127 @@
+//! The way out: a descriptor that is full in the middle of a frame, order, what is refused.
+
+use std::io::IoSlice;
+
+use fdlink::link::FramePrefix;
+use fdlink::offload::vnet::{ChecksumField, TxOffload};
+use fdlink::{Sent, TxFrame};
+
+use crate::rig::{PREFIXES, Rig, body, framed};
+
+#[test]
+fn a_frame_that_began_is_finished_first() {
+    for prefix in PREFIXES {
+        let mut rig = Rig::narrow(prefix);
+        let frames: Vec<_> = (0..40).map(|i| body(1 + i * 7919 % 65000, i)).collect();
+        let (mut done, mut begun, mut cut, mut stream) = (0, 0, 0, Vec::new());
+        while done < frames.len() {
+            let sent = rig.send(&frames[done..]);
+            assert_eq!(sent.taken, sent.sent);
+            done += sent.taken;
+            cut += u64::from(done < frames.len());
+            begun += rig.tx.queued();
+            assert!(rig.tx.queued() <= 1 && rig.tx.wakeup().descriptor.is_some());
+            // Less than a frame, so that what follows finds the rest still there.
+            stream.extend(rig.far_read(3000));
+        }
+        while rig.tx.queued() > 0 {
+            assert_eq!(rig.tx.flush().unwrap(), Sent::default(), "it was counted before");
+            stream.extend(rig.far_read(3000));
+        }
+        let expected: Vec<_> = frames.iter().flat_map(|frame| framed(prefix, frame)).collect();
+        while stream.len() < expected.len() {
+            stream.extend(rig.far_read(1 << 20));
+        }
+        assert!(stream == expected, "{prefix:?}");
+        assert!(begun > 0, "no frame was cut");
+        let tx = rig.stats.tx();
+        assert_eq!(tx.frames, 40);
+        assert!(tx.would_block >= cut, "{tx:?}");
+    }
+}
+
+#[test]
+fn slots_leave_behind_the_rest_of_a_list_and_in_order() {
+    let mut rig = Rig::narrow(FramePrefix::Be32);
+    let frames: Vec<_> = (0..300).map(|i| body(1 + i * 977 % 9000, i)).collect();
+    let (mut next, mut both, mut stream) = (0, false, Vec::new());
+    while next < frames.len() {
+        // A list, and slots for as long as there is room: by turns.
+        next += rig.send(&frames[next..frames.len().min(next + 5)]).taken;
+        both |= rig.tx.queued() > 0;
+        while let Some(frame) = frames.get(next)
+            && let Some(mut slot) = rig.tx.slot(1514.min(frame.len()))
+        {
+            if slot.bytes_mut().len() < frame.len() {
+                break;
+            }
+            slot.bytes_mut().copy_from_slice(frame);
+            slot.commit(frame.len(), TxOffload::default());
+            next += 1;
+            if next % 11 == 0 {
+                break;
+            }
+        }
+        rig.tx.flush().unwrap();
+        stream.extend(rig.far_read(5000));
+    }
+    while rig.tx.queued() > 0 {
+        rig.tx.flush().unwrap();
+        stream.extend(rig.far_read(5000));
+    }
+    let expected: Vec<_> = frames.iter().flat_map(|frame| framed(rig.prefix, frame)).collect();
+    while stream.len() < expected.len() {
+        stream.extend(rig.far_read(1 << 20));
+    }
+    assert!(stream == expected);
+    assert!(both, "no list was cut");
+    assert_eq!(rig.stats.tx().frames, 300);
+}
+
+#[test]
+fn a_refused_frame_drops_alone() {
+    let mut rig = Rig::new(FramePrefix::Be16);
+    let (good, long) = (body(100, 1), body(65536, 2));
+    let checksum = TxOffload { checksum: Some(ChecksumField::default()), gso: None };
+    let (good_parts, long_parts) = ([IoSlice::new(&good)], [IoSlice::new(&long)]);
+    let plain = TxFrame::new(&good_parts);
+    let list = [
+        plain,
+        TxFrame::new(&long_parts),
+        plain,
+        TxFrame::new(&[]),
+        plain.with_offload(checksum),
+        plain,
+    ];
+    assert_eq!(rig.tx.send(&list).unwrap(), Sent { taken: 6, sent: 3 });
+    for offload in [TxOffload::default(), checksum, TxOffload::default()] {
+        let mut slot = rig.tx.slot(100).unwrap();
+        slot.bytes_mut().copy_from_slice(&good);
+        slot.commit(100, offload);
+    }
+    rig.tx.slot(100).unwrap().commit(0, TxOffload::default());
+    assert_eq!(rig.tx.flush().unwrap(), Sent { taken: 4, sent: 2 });
+    assert_eq!(rig.tx.flush().unwrap(), Sent::default());
+    (0..5).for_each(|_| assert_eq!(rig.far_recv(), good));
+    let tx = rig.stats.tx();
+    assert_eq!((tx.frames, tx.too_long, tx.invalid), (5, 1, 4));
+    assert!(rig.tx.slot(1515).is_none(), "longer than the link's frames");
+}
+
+#[test]
+fn link_headers_and_any_number_of_parts() {
+    let mut rig = Rig::new(FramePrefix::Le16);
+    let packet = body(3000, 5);
+    let parts: Vec<_> =
+        packet.iter().map(|byte| IoSlice::new(std::slice::from_ref(byte))).collect();
+    let header = [6; 14];
+    let many = TxFrame::new(&parts).with_link_header(header);
+    let few = TxFrame::new(&parts[..7]).with_link_header(header);
+    let list = [few, many, few, TxFrame::new(&parts[..1020]), few];
+    assert_eq!(rig.tx.send(&list).unwrap(), Sent { taken: 5, sent: 5 });
+    for frame in list {
+        let bytes: Vec<_> = frame.parts().iter().flat_map(|part| part.to_vec()).collect();
+        let header = frame.link_header().map_or(&[][..], |header| header);
+        assert_eq!(rig.far_recv(), [header, &bytes].concat());
+    }
+}
