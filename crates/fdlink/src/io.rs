@@ -5,6 +5,7 @@
 //! which calls it takes ([`Channel`]).
 
 pub(crate) mod cooked;
+mod drops;
 pub(crate) mod framed;
 pub(crate) mod mmsg;
 pub(crate) mod packet_mmap;
@@ -19,11 +20,12 @@ use std::time::Duration;
 use crate::batch::{LinkHeader, PacketType, RxMeta, VlanTag};
 use crate::descriptor::Descriptor;
 use crate::io::cooked::Cooked;
+use crate::io::drops::Drops;
 use crate::offload::vnet::{ChecksumField, RxChecksum, VnetHeader};
 use crate::queue::{Closed, Fill, Wakeup};
 use crate::stats::QueueStats;
 use crate::sys::message::{Ask, Incoming, Outgoing, PacketInfo};
-use crate::sys::{interface, poll, socket};
+use crate::sys::{interface, poll, socket, tun};
 
 /// Bytes of buffer for one received frame: the largest MTU (65536), a link header with a VLAN tag
 /// (18) and a vnet header (12), rounded up to pages.
@@ -100,8 +102,9 @@ struct Inlet {
     port: Port,
     /// The link was found down, and not up again since.
     down: bool,
-    /// Visits since the kernel was asked how much it dropped.
-    visits: u32,
+    /// Nothing shows on the descriptor when its device is removed.
+    vanishes: bool,
+    drops: Drops,
     /// Frames of this visit, not yet in the counters.
     frames: u64,
     bytes: u64,
@@ -112,27 +115,30 @@ struct Inlet {
 /// gives no second edge (packet_notifier, net/packet/af_packet.c), so somebody must look.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
-/// Asking for the drops costs a system call, so it is done when the queue has run empty after that
-/// many visits: after a burst that could overrun a buffer, and seldom in a trickle.
-const VISITS_BETWEEN_DROP_COUNTS: u32 = 32;
-
-/// A reader that never keeps up finds no queue empty, and is who wants to know: then it is done
-/// after that many visits, which makes it a thousandth of their cost.
-const MOST_VISITS_BETWEEN_DROP_COUNTS: u32 = 1024;
+/// How often a device is looked at that vanishes without a sign.
+const LOOK_NOW_AND_THEN: Duration = Duration::from_secs(1);
 
 impl Inlet {
     fn new(port: Port) -> Self {
-        Self { port, down: false, visits: 0, frames: 0, bytes: 0, super_frames: 0 }
+        // A macvtap's node. A TUN's has one number, whatever device is behind it.
+        let vanishes = port.channel == Channel::Device && !tun::is_tun_node(port.fd());
+        let drops = Drops::new(&port);
+        Self { port, down: false, vanishes, drops, frames: 0, bytes: 0, super_frames: 0 }
     }
 
     fn wakeup(&self) -> Wakeup<'_> {
-        Wakeup { descriptor: Some(self.port.fd()), after: self.down.then_some(LOOK_AGAIN) }
+        let after = match (self.down, self.vanishes) {
+            (true, _) => Some(LOOK_AGAIN),
+            (false, true) => Some(LOOK_NOW_AND_THEN),
+            (false, false) => None,
+        };
+        Wakeup { descriptor: Some(self.port.fd()), after }
     }
 
     /// A system call was made.
     fn called(&mut self) {
         self.port.stats.rx.calls.add(1);
-        self.visits += 1;
+        self.drops.visited(1);
     }
 
     /// What becomes of a visit whose call failed; `None` for one that is to be made again.
@@ -164,19 +170,25 @@ impl Inlet {
 
     /// Nothing there: the time for what is not done with every visit.
     fn empty(&mut self) -> Fill {
-        if self.drops_are_due() {
-            self.count_drops();
+        if self.drops.are_due() {
+            self.drops.count(&self.port);
         }
-        if self.down && self.removed() { Fill::Closed(Closed::Removed) } else { Fill::Empty }
-    }
-
-    fn drops_are_due(&self) -> bool {
-        self.visits >= VISITS_BETWEEN_DROP_COUNTS
+        if (self.down || self.vanishes) && self.removed() {
+            Fill::Closed(Closed::Removed)
+        } else {
+            Fill::Empty
+        }
     }
 
     fn removed(&self) -> bool {
-        self.port.channel == Channel::Packet
-            && socket::packet_name(self.port.fd()).is_ok_and(|name| name.interface == -1)
+        match self.port.channel {
+            Channel::Packet => {
+                socket::packet_name(self.port.fd()).is_ok_and(|name| name.interface == -1)
+            }
+            // ENOLINK, where the device was a macvtap.
+            Channel::Device => self.vanishes && tun::interface(self.port.fd()).is_err(),
+            Channel::Datagram | Channel::Seqpacket | Channel::UnixSeqpacket => false,
+        }
     }
 
     /// Whether a link that was down is up again. A frame alone does not say so: it may have waited in
@@ -188,15 +200,6 @@ impl Inlet {
                 .and_then(|name| interface::name(fd, name.interface))
                 .and_then(|name| interface::is_up(fd, &name))
                 .unwrap_or(false)
-    }
-
-    fn count_drops(&mut self) {
-        self.visits = 0;
-        if self.port.channel == Channel::Packet
-            && let Ok(drops) = socket::packet_drops(self.port.fd())
-        {
-            self.port.stats.rx.kernel_drops.add(drops.into());
-        }
     }
 
     /// Whether a message of no bytes is the end of the peer. Where messages do not say that they are
@@ -271,8 +274,8 @@ impl Inlet {
             counters.super_frames.add(std::mem::take(&mut self.super_frames));
             counters.batches.add(1);
         }
-        if self.visits >= MOST_VISITS_BETWEEN_DROP_COUNTS {
-            self.count_drops();
+        if self.drops.are_overdue() {
+            self.drops.count(&self.port);
         }
         Fill::Frames(usize::try_from(frames).unwrap_or(usize::MAX))
     }
@@ -280,7 +283,7 @@ impl Inlet {
 
 impl Drop for Inlet {
     fn drop(&mut self) {
-        self.count_drops();
+        self.drops.count(&self.port);
     }
 }
 

@@ -30,6 +30,10 @@ pub trait Receive: Send {
     /// What to wait for after [`Fill::Empty`].
     fn wakeup(&self) -> Wakeup<'_>;
 
+    /// Brings the counters up to date with what the kernel counts, at the cost of a system call:
+    /// for whoever pauses and then reads them. Driving the queue does it now and then.
+    fn update_stats(&mut self) {}
+
     /// Ends the queue and gives its descriptor, to be handed over to another process; `None` where
     /// there is none. A duplicate, since the way out shares it; without a ring.
     fn into_descriptor(self: Box<Self>) -> Option<io::Result<OwnedFd>> {

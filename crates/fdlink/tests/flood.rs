@@ -364,6 +364,48 @@ fn unix_sockets() {
     }
 }
 
+/// What a UDP socket has no room for is dropped, and told by the socket.
+#[test]
+fn udp_sockets() {
+    print_head();
+    for way in Kind::Udp.ways() {
+        let (ours, far) = common::udp_sockets();
+        let peer = Peer::on_socket(far, 0);
+        // What was dropped before there was a link is not the link's.
+        let send = |number: u32| {
+            let mut message = number.to_be_bytes().to_vec();
+            message.resize(PAYLOAD, 0);
+            peer.send(&message).unwrap();
+        };
+        const FRAMES: u32 = 20_000;
+        (0..FRAMES).for_each(send);
+        let kept = ours.try_clone().unwrap();
+        let endpoint = Endpoint::new(adopt(vec![ours], &way.options()).unwrap()).unwrap();
+        let mut waiting = vec![0; PAYLOAD];
+        let flags = rustix::net::RecvFlags::DONTWAIT;
+        while rustix::net::recv(&kept, waiting.as_mut_slice(), flags).is_ok() {}
+        let numbers = Arc::new(Numbers::new(1));
+        numbers.flood_is_over();
+        (0..FRAMES).for_each(send);
+        endpoint.attach(Arc::clone(&numbers) as Arc<dyn NetworkDispatcher>).unwrap();
+        // The reader has taken all that waited once something comes that was sent after that.
+        let mut sent = FRAMES;
+        while !numbers.wait_for(sent - 1..sent) {
+            send(sent);
+            sent += 1;
+        }
+        endpoint.stop();
+        endpoint.join().unwrap();
+        let rx = endpoint.stats().rx();
+        let ours = rx.truncated + rx.malformed + rx.outgoing;
+        let (delivered, kernel) = (numbers.check(), rx.kernel_drops);
+        let sum = Sum { sent: sent.into(), delivered, kernel, device: 0, ours };
+        print_row(Kind::Udp, &way.to_string(), &sum);
+        assert_eq!(sum.difference(), 0, "{way}");
+        assert!(sum.kernel > 0, "{way}: the flood fitted");
+    }
+}
+
 /// A unix socket drops nothing: who sends too much is told, which is the second of what this
 /// returns.
 fn unix_flood(kind: Kind, way: Way) -> (Sum, u64) {

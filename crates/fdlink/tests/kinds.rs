@@ -114,9 +114,15 @@ fn a_macvtap_is_a_tap() {
         assert_eq!(peer.recv(PATIENCE).unwrap().unwrap(), frame);
         let text = refusal(vec![spare.try_clone().unwrap()], &filtered());
         assert!(text.starts_with("ioctl(TUNATTACHFILTER) failed on descriptor 0"), "{text}");
-        // When it is gone, the kernel takes what is written and says nothing; who asks is told.
+        // When it is gone, the kernel takes what is written and says nothing, nor does poll; so the
+        // queue asks to be visited now and then, and finds out.
+        assert_eq!(
+            (rx.fill().unwrap(), rx.wakeup().after),
+            (Fill::Empty, Some(Duration::from_secs(1)))
+        );
         interface::remove(&name).unwrap();
-        assert_eq!((send(&mut *queues.tx), rx.fill().unwrap()), (1, Fill::Empty));
+        assert_eq!(send(&mut *queues.tx), 1);
+        assert_eq!(rx.fill().unwrap(), Fill::Closed(Closed::Removed));
         let text = refusal(vec![spare], &LinkOptions::new());
         assert!(text.contains("descriptor 0 is a macvtap node whose device is gone"), "{text}");
     });

@@ -52,6 +52,7 @@ impl Run {
             let spawned = named.spawn(move || {
                 let (index, mut rx) = take.recv().expect("a queue for this thread");
                 let why = receive(index, &mut *rx, &*dispatcher, &signal);
+                rx.update_stats();
                 // A panic in the notice ends nothing that has not ended already.
                 drop(catch_unwind(AssertUnwindSafe(|| dispatcher.closed(index, &why))));
                 (index, rx)

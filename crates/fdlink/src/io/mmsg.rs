@@ -89,6 +89,10 @@ impl Receive for RecvMmsg {
         self.inlet.wakeup()
     }
 
+    fn update_stats(&mut self) {
+        self.inlet.drops.count(&self.inlet.port);
+    }
+
     fn into_descriptor(self: Box<Self>) -> Option<std::io::Result<OwnedFd>> {
         Some(self.inlet.port.fd.as_fd().try_clone_to_owned())
     }

@@ -62,7 +62,7 @@ impl PacketMmap {
     fn idle(&mut self) -> Fill {
         self.empty_visits += 1;
         let inlet = &self.inlet;
-        if self.empty_visits < EMPTY_VISITS_BETWEEN_CHECKS && !inlet.down && !inlet.drops_are_due()
+        if self.empty_visits < EMPTY_VISITS_BETWEEN_CHECKS && !inlet.down && !inlet.drops.are_due()
         {
             return Fill::Empty;
         }
@@ -91,7 +91,7 @@ impl Receive for PacketMmap {
         }
         self.empty_visits = 0;
         // A ring that was overrun has at least its slots to be taken, however few visits that is.
-        self.inlet.visits += u32::try_from(taken).unwrap_or(u32::MAX);
+        self.inlet.drops.visited(taken);
         let (memory, frames) = (self.ring.held(), &mut self.frames);
         let losing = match geometry.version {
             RingVersion::V2 => {
@@ -101,7 +101,7 @@ impl Receive for PacketMmap {
         };
         if losing {
             // Asking takes the mark away, so there is no more than one call for each loss.
-            self.inlet.count_drops();
+            self.inlet.drops.count(&self.inlet.port);
         }
         Ok(self.inlet.settle())
     }
@@ -117,6 +117,10 @@ impl Receive for PacketMmap {
 
     fn wakeup(&self) -> Wakeup<'_> {
         self.inlet.wakeup()
+    }
+
+    fn update_stats(&mut self) {
+        self.inlet.drops.count(&self.inlet.port);
     }
 
     fn into_descriptor(self: Box<Self>) -> Option<std::io::Result<OwnedFd>> {

@@ -20,12 +20,22 @@ pub(crate) struct Object {
 
 /// What the descriptor refers to.
 pub(crate) fn object(fd: BorrowedFd<'_>) -> io::Result<Object> {
+    let stat = stat(fd)?;
+    Ok(Object { file_type: stat.st_mode & libc::S_IFMT, device: stat.st_dev, inode: stat.st_ino })
+}
+
+/// Major and minor number of the device that a node is of.
+pub(crate) fn device_number(fd: BorrowedFd<'_>) -> io::Result<(u32, u32)> {
+    let number = stat(fd)?.st_rdev;
+    Ok((libc::major(number), libc::minor(number)))
+}
+
+fn stat(fd: BorrowedFd<'_>) -> io::Result<libc::stat> {
     let mut stat = MaybeUninit::<libc::stat>::uninit();
     // SAFETY: `stat` is writable and as large as fstat's result.
     check(unsafe { libc::fstat(fd.as_raw_fd(), stat.as_mut_ptr()) })?;
     // SAFETY: fstat succeeded and so filled the whole structure.
-    let stat = unsafe { stat.assume_init() };
-    Ok(Object { file_type: stat.st_mode & libc::S_IFMT, device: stat.st_dev, inode: stat.st_ino })
+    Ok(unsafe { stat.assume_init() })
 }
 
 /// Whether both descriptors are of one open file description: duplicates of each other. False

@@ -125,6 +125,19 @@ pub(crate) fn packet_drops(fd: BorrowedFd<'_>) -> io::Result<u32> {
     Ok(counts.tp_drops)
 }
 
+/// Messages that the kernel has dropped ever since the socket was made, for want of room or for a
+/// wrong checksum (SO_MEMINFO).
+pub(crate) fn dropped(fd: BorrowedFd<'_>) -> io::Result<u32> {
+    // linux/sock_diag.h
+    const SK_MEMINFO_DROPS: usize = 8;
+    let mut info = [0_u32; SK_MEMINFO_DROPS + 1];
+    let mut len = len_of::<[u32; SK_MEMINFO_DROPS + 1]>();
+    let (raw, at) = (fd.as_raw_fd(), info.as_mut_ptr().cast());
+    // SAFETY: `at` points to `len` writable bytes, and `len` lives on this stack.
+    check(unsafe { libc::getsockopt(raw, libc::SOL_SOCKET, libc::SO_MEMINFO, at, &raw mut len) })?;
+    Ok(info[SK_MEMINFO_DROPS])
+}
+
 /// Bytes of the messages that wait to be received (SIOCINQ).
 pub(crate) fn bytes_waiting(fd: BorrowedFd<'_>) -> io::Result<usize> {
     let mut waiting: libc::c_int = 0;

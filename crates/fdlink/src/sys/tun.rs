@@ -9,7 +9,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use super::interface::Request;
-use super::{check, message};
+use super::{check, descriptor, message};
 
 /// Opens the node, non-blocking and closed on exec.
 pub(crate) fn open() -> io::Result<OwnedFd> {
@@ -30,6 +30,15 @@ pub(crate) fn set_interface(
     // SAFETY: TUNSETIFF reads and writes one ifreq, which is what `request` holds.
     check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF, request.as_mut_ptr()) })?;
     Ok(request.name())
+}
+
+/// Whether the descriptor is of the node that TUN and TAP devices are made by, and not of a node
+/// that one macvtap has to itself.
+pub(crate) fn is_tun_node(fd: BorrowedFd<'_>) -> bool {
+    // linux/miscdevice.h, linux/major.h
+    const MISC_MAJOR: u32 = 10;
+    const TUN_MINOR: u32 = 200;
+    descriptor::device_number(fd).is_ok_and(|number| number == (MISC_MAJOR, TUN_MINOR))
 }
 
 /// Name and flags of the device behind the descriptor.
