@@ -24,7 +24,8 @@ use crate::io::drops::Drops;
 use crate::offload::vnet::{ChecksumField, RxChecksum, VnetHeader};
 use crate::queue::{Closed, Fill, Wakeup};
 use crate::stats::QueueStats;
-use crate::sys::message::{Ask, Incoming, Outgoing, PacketInfo};
+use crate::sys::message::{Ask, Incoming, PacketInfo};
+use crate::sys::outgoing::Outgoing;
 use crate::sys::{interface, poll, socket, tun};
 
 /// Bytes of buffer for one received frame: the largest MTU (65536), a link header with a VLAN tag

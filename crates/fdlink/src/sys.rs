@@ -11,6 +11,7 @@ pub(crate) mod filter;
 pub(crate) mod interface;
 pub(crate) mod message;
 pub(crate) mod netlink;
+pub(crate) mod outgoing;
 pub(crate) mod poll;
 pub(crate) mod ring;
 pub(crate) mod socket;

@@ -182,19 +182,21 @@ fn socket_rows(rounds: usize) -> Vec<Row> {
         .flat_map(|kind| kind.ways().iter().map(move |way| (kind, *way)))
     {
         let pair = if kind == Kind::Seqpacket { seqpackets } else { datagrams };
-        rows.push(row(&format!("{} {way}, gifts", kind.name()), rounds, move || {
-            let (ours, far) = pair();
-            give_descriptors(&far);
-            let link = adopt(vec![ours], &way.options()).unwrap();
-            let endpoint = Endpoint::new(link).unwrap();
-            let (dispatcher, arrived) = counter();
-            endpoint.attach(dispatcher).unwrap();
-            give_descriptors(&far);
-            let mut count = 0;
-            while count < 2 {
-                count += arrived.recv_timeout(PATIENCE).expect("what the far end sent");
-            }
-        }));
+        for (stamps, what) in [(false, "gifts"), (true, "gifts with a stamp")] {
+            rows.push(row(&format!("{} {way}, {what}", kind.name()), rounds, move || {
+                let (ours, far) = pair();
+                give_descriptors(&far);
+                let link = adopt(vec![ours], &way.options().timestamps(stamps)).unwrap();
+                let endpoint = Endpoint::new(link).unwrap();
+                let (dispatcher, arrived) = counter();
+                endpoint.attach(dispatcher).unwrap();
+                give_descriptors(&far);
+                let mut count = 0;
+                while count < 2 {
+                    count += arrived.recv_timeout(PATIENCE).expect("what the far end sent");
+                }
+            }));
+        }
     }
     rows.push(row("refused: two kinds", rounds, || {
         let (ours, other) = (seqpackets().0, datagrams().0);

@@ -37,7 +37,8 @@ use crate::io::{Channel, Port};
 use crate::offload::checksum;
 use crate::offload::vnet::{TxOffload, VnetHeader};
 use crate::queue::{Sent, Transmit, Wakeup};
-use crate::sys::message::{self, Outgoing};
+use crate::sys::message;
+use crate::sys::outgoing::Outgoing;
 
 /// Messages in one sendmmsg.
 const LIST: usize = 64;

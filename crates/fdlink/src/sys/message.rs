@@ -1,23 +1,22 @@
-//! Messages in and out: read, recv, recvmsg, recvmmsg; write, send, sendmsg, sendmmsg, writev.
+//! Single messages in and out (read, recv, write, send), and many in (recvmsg, recvmmsg).
 //!
-//! [`Incoming`] owns its buffers and the arrays that describe them; [`Outgoing`] owns only the
-//! arrays and borrows the bytes for the time between `begin` and the call. The pointers in these
-//! arrays are written anew before each call, so moving the owner is harmless.
+//! [`Incoming`] owns its buffers and the arrays that describe them. The pointers in these arrays are
+//! written anew before each call, so moving the owner is harmless.
+//!
+//! What is not here: lists out (`outgoing`).
 
-// UNSAFETY: the kernel takes messages as arrays of pointers to arrays of pointers, and recvmmsg,
-// sendmmsg and PACKET_AUXDATA are not in std.
+// UNSAFETY: the kernel takes messages as arrays of pointers to arrays of pointers, and recvmmsg and
+// PACKET_AUXDATA are not in std.
 #![expect(unsafe_code, reason = "UNSAFETY, above")]
 
 use std::fmt;
 use std::io;
-use std::marker::PhantomData;
 use std::mem::offset_of;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::address::{self, Destinations};
-use super::{check, check_len, len_of};
+use super::{address, check, check_len, len_of};
 
 /// Reads one message from a device.
 pub(crate) fn read(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
@@ -66,6 +65,20 @@ pub(crate) enum Ask {
     PacketInfo,
     /// SO_TIMESTAMPNS.
     Timestamp,
+}
+
+impl Ask {
+    /// Room for control messages. A stamp comes first (`__unix_dgram_recvmsg`, `sock_recv_cmsgs`)
+    /// and fills its room, so that descriptors which a peer on a unix socket sends along unasked have
+    /// none: the kernel closes them.
+    const fn control_len(self) -> usize {
+        match self {
+            Self::Bytes | Self::Credentials => 0,
+            Self::PacketInfo => CONTROL_LEN,
+            // CMSG_SPACE(sizeof(struct timespec)).
+            Self::Timestamp => size_of::<libc::cmsghdr>() + size_of::<libc::timespec>(),
+        }
+    }
 }
 
 /// What a socket says of a frame: AF_PACKET by PACKET_AUXDATA and `sll_pkttype`, any by
@@ -227,9 +240,10 @@ impl Incoming {
                 message.msg_name = (&raw mut *name).cast();
                 message.msg_namelen = len_of::<libc::sockaddr_ll>();
             }
-            if matches!(self.ask, Ask::PacketInfo | Ask::Timestamp) {
+            let room = self.ask.control_len();
+            if room > 0 {
                 message.msg_control = control.0.as_mut_ptr().cast();
-                message.msg_controllen = CONTROL_LEN;
+                message.msg_controllen = room;
             }
         }
     }
@@ -237,12 +251,12 @@ impl Incoming {
 
 /// The type of recvmmsg's and sendmmsg's flags.
 #[cfg(target_env = "musl")]
-type MsgFlags = libc::c_uint;
+pub(super) type MsgFlags = libc::c_uint;
 /// The type of recvmmsg's and sendmmsg's flags.
 #[cfg(not(target_env = "musl"))]
-type MsgFlags = libc::c_int;
+pub(super) type MsgFlags = libc::c_int;
 
-fn empty_header() -> libc::mmsghdr {
+pub(super) fn empty_header() -> libc::mmsghdr {
     // SAFETY: a mmsghdr is integers and pointers, for all of which zero is a value.
     unsafe { std::mem::zeroed() }
 }
@@ -293,144 +307,6 @@ fn timespec(data: &[u8]) -> Option<SystemTime> {
     let nanos = i64::from_ne_bytes(*data.get(8..)?.first_chunk()?);
     let since = Duration::from_secs(seconds.try_into().ok()?);
     UNIX_EPOCH.checked_add(since)?.checked_add(Duration::from_nanos(nanos.try_into().ok()?))
-}
-
-/// The arrays that describe a list of outgoing messages.
-pub(crate) struct Outgoing {
-    headers: Vec<libc::mmsghdr>,
-    iovecs: Vec<libc::iovec>,
-    /// For each message, where its iovecs end and how many bytes they hold.
-    ends: Vec<(usize, usize)>,
-    /// Where they go, on a cooked socket.
-    destinations: Option<Destinations>,
-}
-
-// SAFETY: the raw pointers are only followed by the kernel, during calls of a `Gathering`, which
-// borrows both this and the bytes; between gatherings they are dead.
-unsafe impl Send for Outgoing {}
-
-impl fmt::Debug for Outgoing {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Outgoing").field("capacity", &self.headers.capacity()).finish()
-    }
-}
-
-impl Outgoing {
-    /// Room for that many messages of a few parts each; more parts make it grow once.
-    pub(crate) fn with_capacity(messages: usize) -> Self {
-        Self {
-            headers: Vec::with_capacity(messages),
-            iovecs: Vec::with_capacity(messages * 4),
-            ends: Vec::with_capacity(messages),
-            destinations: None,
-        }
-    }
-
-    /// The same for a cooked socket on that interface: the first 14 bytes of each message are an
-    /// Ethernet header, of which the kernel is told destination and protocol.
-    pub(crate) fn cooked(messages: usize, interface: libc::c_int) -> Self {
-        let destinations = Some(Destinations::with_capacity(messages, interface));
-        Self { destinations, ..Self::with_capacity(messages) }
-    }
-
-    /// Starts an empty list whose bytes live for `'bytes`.
-    pub(crate) fn begin<'bytes>(&mut self) -> Gathering<'_, 'bytes> {
-        self.iovecs.clear();
-        self.ends.clear();
-        if let Some(destinations) = &mut self.destinations {
-            destinations.clear();
-        }
-        Gathering { arrays: self, bytes: PhantomData }
-    }
-}
-
-/// A list of messages, made of borrowed parts.
-#[derive(Debug)]
-pub(crate) struct Gathering<'arrays, 'bytes> {
-    arrays: &'arrays mut Outgoing,
-    bytes: PhantomData<&'bytes [u8]>,
-}
-
-impl<'bytes> Gathering<'_, 'bytes> {
-    /// Adds a part to the message being made.
-    pub(crate) fn part(&mut self, bytes: &'bytes [u8]) {
-        let destinations = self.arrays.destinations.as_mut();
-        let bytes = destinations.map_or(bytes, |destinations| destinations.take(bytes));
-        if !bytes.is_empty() {
-            let iov_base = bytes.as_ptr().cast_mut().cast();
-            self.arrays.iovecs.push(libc::iovec { iov_base, iov_len: bytes.len() });
-        }
-    }
-
-    /// Ends the message being made.
-    pub(crate) fn end_message(&mut self) {
-        let begin = self.arrays.ends.last().map_or(0, |(end, _)| *end);
-        let end = self.arrays.iovecs.len();
-        let bytes = self.arrays.iovecs[begin..].iter().map(|iovec| iovec.iov_len).sum();
-        self.arrays.ends.push((end, bytes));
-        if let Some(destinations) = &mut self.arrays.destinations {
-            destinations.end_message();
-        }
-    }
-
-    /// Bytes of message `index`.
-    pub(crate) fn bytes(&self, index: usize) -> usize {
-        self.arrays.ends[index].1
-    }
-
-    /// Sends messages `from..` to a socket; returns how many left.
-    pub(crate) fn send(&mut self, fd: BorrowedFd<'_>, from: usize) -> io::Result<usize> {
-        let Outgoing { headers, iovecs, ends, destinations } = &mut *self.arrays;
-        headers.clear();
-        let mut begin = if from == 0 { 0 } else { ends[from - 1].0 };
-        for (end, _) in &ends[from..] {
-            let mut header = empty_header();
-            header.msg_hdr.msg_iov = iovecs[begin..*end].as_mut_ptr();
-            header.msg_hdr.msg_iovlen = end - begin;
-            headers.push(header);
-            begin = *end;
-        }
-        let names = destinations.as_ref().map_or(&[][..], Destinations::names);
-        for (header, name) in headers.iter_mut().zip(names.iter().skip(from)) {
-            // sendmsg and sendmmsg only read it; the field is one for receiving as well.
-            header.msg_hdr.msg_name = (&raw const *name).cast_mut().cast();
-            header.msg_hdr.msg_namelen = len_of::<libc::sockaddr_ll>();
-        }
-        let (raw, flags) = (fd.as_raw_fd(), libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL);
-        if let [only] = headers.as_slice() {
-            // SAFETY: the header was written above; its iovecs come from slices that `'bytes`
-            // keeps alive, its name is one of `arrays`, and sendmsg only reads them.
-            check_len(unsafe { libc::sendmsg(raw, &raw const only.msg_hdr, flags) })?;
-            return Ok(1);
-        }
-        let count = libc::c_uint::try_from(headers.len()).unwrap_or(libc::c_uint::MAX);
-        // SAFETY: as above, for each of the `count` headers; sendmmsg writes their msg_len only.
-        let sent = unsafe { libc::sendmmsg(raw, headers.as_mut_ptr(), count, flags as MsgFlags) };
-        Ok(usize::try_from(check(sent)?).unwrap_or(0))
-    }
-
-    /// Sends message `index` on a stream, or as much of it as goes; returns the bytes it took.
-    pub(crate) fn send_some(&mut self, fd: BorrowedFd<'_>, index: usize) -> io::Result<usize> {
-        let begin = if index == 0 { 0 } else { self.arrays.ends[index - 1].0 };
-        let iovecs = &mut self.arrays.iovecs[begin..self.arrays.ends[index].0];
-        let mut header = empty_header().msg_hdr;
-        header.msg_iov = iovecs.as_mut_ptr();
-        header.msg_iovlen = iovecs.len();
-        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-        // SAFETY: the header was written above; its iovecs come from slices that `'bytes` keeps
-        // alive, and sendmsg only reads them.
-        check_len(unsafe { libc::sendmsg(fd.as_raw_fd(), &raw const header, flags) })
-    }
-
-    /// Writes message `index` to a device; returns the bytes it took.
-    pub(crate) fn write(&self, fd: BorrowedFd<'_>, index: usize) -> io::Result<usize> {
-        let begin = if index == 0 { 0 } else { self.arrays.ends[index - 1].0 };
-        let iovecs = &self.arrays.iovecs[begin..self.arrays.ends[index].0];
-        let count = libc::c_int::try_from(iovecs.len()).unwrap_or(libc::c_int::MAX);
-        // SAFETY: the pointer and the count are those of one live slice, whose entries come from
-        // slices that `'bytes` keeps alive.
-        check_len(unsafe { libc::writev(fd.as_raw_fd(), iovecs.as_ptr(), count) })
-    }
 }
 
 #[cfg(test)]

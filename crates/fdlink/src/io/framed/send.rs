@@ -29,7 +29,8 @@ use crate::io::{FRAME_ROOM, Port};
 use crate::offload::vnet::{TxOffload, VnetHeader};
 use crate::queue::{Sent, Transmit, Wakeup};
 use crate::stats::Counter;
-use crate::sys::message::{self, Outgoing};
+use crate::sys::message;
+use crate::sys::outgoing::Outgoing;
 
 /// Frames in one call.
 const LIST: usize = 64;

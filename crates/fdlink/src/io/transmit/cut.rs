@@ -12,7 +12,7 @@ use super::verdict::Gone;
 use crate::io::Port;
 use crate::offload::segment::{SegmentChecksum, SegmentError, Segments, SuperFrame};
 use crate::offload::vnet::{Gso, TxOffload, VnetHeader};
-use crate::sys::message::Outgoing;
+use crate::sys::outgoing::Outgoing;
 
 /// Pieces whose headers are written before the first of them is sent. A descriptor that is full
 /// after one makes the work on the others vain, and a call for 16 segments costs little each.

@@ -3,7 +3,7 @@
 use std::io;
 
 use crate::io::{Channel, Port};
-use crate::sys::message::Gathering;
+use crate::sys::outgoing::Gathering;
 
 /// What a call took.
 #[derive(Clone, Copy, Debug)]
