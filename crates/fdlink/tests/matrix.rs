@@ -7,33 +7,64 @@ mod common;
 
 use std::fmt::Write as _;
 use std::io::IoSlice;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use common::{Kind, QUIET, Rig, Way, super_frame};
-use fdlink::offload::vnet::{Gso, GsoKind, RxChecksum, TxOffload};
-use fdlink::{Fill, Link, Offload, QueuePair, SetupError, TxFrame};
+use common::{Kind, PATIENCE, QUIET, Way, readable, super_frame};
+use fdlink::link::{FramePrefix, adopt_framed};
+use fdlink::offload::checksum::{Verdict, verify_transport};
+use fdlink::offload::vnet::{GsoKind, RxChecksum, TxOffload};
+use fdlink::{Fill, Link, LinkOptions, Offload, QueuePair, Receive, SetupError, Transmit, TxFrame};
+use testkit::Peer;
 
 /// What may be left to the other side.
-const OFFLOADS: [(&str, Option<GsoKind>); 4] = [
-    ("checksum", None),
-    ("TSO4", Some(GsoKind::TcpV4)),
-    ("TSO6", Some(GsoKind::TcpV6)),
-    ("USO", Some(GsoKind::UdpSegments)),
-];
+const OFFLOADS: [Option<GsoKind>; 4] =
+    [None, Some(GsoKind::TcpV4), Some(GsoKind::TcpV6), Some(GsoKind::UdpSegments)];
+
+const HEAD: &str = "\
+# Kinds, modes and offloads
+
+Tried on real descriptors by `./ci.sh matrix` (crates/fdlink/tests/matrix.rs), which fails where this
+page is not what it found; `FDLINK_WRITE=1 cargo test -p fdlink --test matrix` writes it anew.
+
+*Out* is what a frame sent leaves to the other side: `left` as it is, or `done` here in software
+before the frame goes, because nobody behind the descriptor would. *In* is what a received frame
+leaves to us and says so: `left`; `done` before it came; `unsaid` where it came whole, and nothing
+tells how it is to be cut. A plain socket has a vnet header only in-band, where both ends agreed on it
+(`LinkOptions::in_band_vnet_header`): nobody else could say.
+
+| kind | vnet header | mode | out: checksum | TSO4 | TSO6 | USO | in: checksum | TSO4 | TSO6 | USO |
+|---|---|---|---|---|---|---|---|---|---|---|
+";
+
+const TAIL: &str = "
+A macvtap is a TAP (test: a_macvtap_is_a_tap). A VSOCK seqpacket socket is a seqpacket socket without
+credentials (test: a_vsock_socket_is_a_seqpacket_socket); without a VSOCK loopback no frame crosses
+it here. A framed stream is read many frames at a time in the mode readv.
+";
 
 #[test]
 fn kinds_modes_and_offloads() {
     testkit::in_namespace(|| {
         let mut text = String::from(HEAD);
-        let mut kinds = vec![Kind::Packet, Kind::Seqpacket, Kind::Datagram, Kind::Udp];
+        let mut kinds =
+            vec![Kind::Packet, Kind::Cooked, Kind::Seqpacket, Kind::Datagram, Kind::Udp];
         let tun = testkit::has_tun("kinds_modes_and_offloads, TUN and TAP");
         kinds.extend(tun.then_some([Kind::Tap, Kind::Tun]).into_iter().flatten());
         for kind in kinds {
-            for way in Way::ALL {
-                let cells = row(kind, way);
-                writeln!(text, "| {} | {way} | {} |", kind.name(), cells.join(" | ")).unwrap();
+            for header in [true, false] {
+                for way in Way::ALL {
+                    if let Some(cells) = row(kind, header, way) {
+                        let (name, header) = (kind.name(), if header { "yes" } else { "no" });
+                        let cells = cells.join(" | ");
+                        writeln!(text, "| {name} | {header} | {way} | {cells} |").unwrap();
+                    }
+                }
             }
         }
+        let cells = framed_row().join(" | ");
+        writeln!(text, "| framed stream | yes | readv | {cells} |").unwrap();
+        text += TAIL;
         println!("{text}");
         if tun {
             compare(&text);
@@ -41,91 +72,150 @@ fn kinds_modes_and_offloads() {
     });
 }
 
-const HEAD: &str = "\
-# Kinds, modes and offloads
-
-Tried on real descriptors by `./ci.sh matrix` (crates/fdlink/tests/matrix.rs), which fails where this
-page is not what it found. *out* is what a frame sent may leave to the other side, *in* what one
-received may leave to us; a plain socket has a vnet header in-band, since nobody else could say.
-*alone* means that the work is done in software before the frame leaves.
-
-| kind | mode | the mode | out: checksum | TSO4 | TSO6 | USO | in: checksum | TSO4 | TSO6 | USO |
-|---|---|---|---|---|---|---|---|---|---|---|
-";
-
-/// What there is: the mode, then each offload out, then each in.
-fn row(kind: Kind, way: Way) -> Vec<String> {
-    let mut rig = match rig(kind, way) {
-        Ok(rig) => rig,
-        Err(SetupError::Option { option: "mode", expected, .. }) => {
-            let mut cells = vec![format!("needs {}", expected.split(" for ").next().unwrap())];
-            cells.resize(1 + 2 * OFFLOADS.len(), "-".to_owned());
-            return cells;
-        }
-        Err(error) => panic!("{kind:?} {way}: {error}"),
-    };
-    let mut cells = vec!["yes".to_owned()];
-    cells.extend(OFFLOADS.iter().map(|(_, gso)| out(&mut rig, *gso).to_owned()));
-    cells.extend(OFFLOADS.iter().map(|(_, gso)| inwards(&mut rig, *gso).to_owned()));
-    cells
+/// A link, and who is at its far end.
+struct Pair {
+    kind: Kind,
+    rx: Box<dyn Receive>,
+    tx: Box<dyn Transmit>,
+    peer: Peer,
 }
 
-/// A link that must have offloads.
-fn rig(kind: Kind, way: Way) -> Result<Rig, SetupError> {
-    let mut options = way.options().offload(Offload::Required);
-    if kind.is_socket() {
+/// What there is: each offload out, then each in; `None` for what is not another row.
+fn row(kind: Kind, header: bool, way: Way) -> Option<Vec<String>> {
+    let mut pair = match pair(kind, header, way) {
+        Ok(pair) => pair,
+        // Said once for a kind.
+        Err(SetupError::Option { option: "mode", .. }) if !header => return None,
+        Err(SetupError::Option { option: "mode", expected, .. }) => {
+            let mut cells = vec!["-".to_owned(); 2 * OFFLOADS.len()];
+            cells[0] = format!("needs {}", expected.split(" for ").next().unwrap());
+            return Some(cells);
+        }
+        Err(SetupError::Option { option: "offload", .. }) => return None,
+        Err(error) => panic!("{kind:?} {way}: {error}"),
+    };
+    let mut cells: Vec<_> = OFFLOADS.iter().map(|gso| out(&mut pair, *gso).to_owned()).collect();
+    // Without a header a program at the far end of a socket has no way to say anything.
+    let mute = kind.is_socket() && !header;
+    cells.extend(OFFLOADS.iter().map(|gso| {
+        let came = if mute { "-" } else { inwards(&mut pair, *gso) };
+        came.to_owned()
+    }));
+    Some(cells)
+}
+
+/// A link that must have a vnet header, or must not.
+fn pair(kind: Kind, header: bool, way: Way) -> Result<Pair, SetupError> {
+    let mut options = way.options();
+    options = options.offload(if header { Offload::Required } else { Offload::Off });
+    if kind.is_socket() && header {
         options = options.in_band_vnet_header(10);
     }
-    let (link, peer, interface) = common::link(kind, &options)?;
-    let (stats, properties) = (link.stats(), link.properties().clone());
+    let (link, peer, _) = common::link(kind, &options)?;
     let QueuePair { rx, tx } = Box::new(link).into_queues()?.remove(0);
-    let rx = rx.unwrap();
-    Ok(Rig { kind, way, rx, tx, stats, properties, peer, interface })
+    Ok(Pair { kind, rx: rx.unwrap(), tx, peer })
 }
 
 /// A frame with something left to do: a super-frame of that kind, or one segment.
 fn frame(kind: Kind, gso: Option<GsoKind>) -> (Vec<u8>, TxOffload, [u8; 10]) {
-    match gso {
+    let (mut frame, offload, mut vnet) = match gso {
         Some(gso) => super_frame(kind, gso, 10),
-        None => {
-            let (frame, offload, mut vnet) = super_frame(kind, GsoKind::TcpV4, 1);
-            vnet[1] = 0;
-            vnet[4..6].fill(0);
-            (frame, TxOffload { gso: None, ..offload }, vnet)
+        None => super_frame(kind, GsoKind::TcpV4, 1),
+    };
+    if kind == Kind::Cooked {
+        frame[..6].fill(0xff);
+    }
+    if gso.is_none() {
+        vnet[1] = 0;
+        vnet[4..6].fill(0);
+        return (frame, TxOffload { gso: None, ..offload }, vnet);
+    }
+    (frame, offload, vnet)
+}
+
+/// Sends it, and looks at what the far end got.
+fn out(pair: &mut Pair, gso: Option<GsoKind>) -> &'static str {
+    let (frame, offload, vnet) = frame(pair.kind, gso);
+    send(&mut *pair.tx, &frame, offload);
+    let (header, first) = pair.peer.recv_with(PATIENCE).unwrap().expect("something");
+    let mut others = 0;
+    while pair.peer.recv(QUIET).unwrap().is_some() {
+        others += 1;
+    }
+    // Whose own address it is, is the kernel's to say on a cooked socket.
+    let behind = if pair.kind == Kind::Cooked { 14 } else { 0 };
+    match header.first_chunk::<2>() {
+        Some([flags, kind]) if flags & 1 == 1 && *kind == vnet[1] => {
+            assert!(first[behind..] == frame[behind..] && others == 0);
+            "left"
+        }
+        _ => {
+            assert_eq!(verify_transport(&first[pair.kind.header()..]), Verdict::Correct);
+            assert_eq!(others, if gso.is_some() { 9 } else { 0 });
+            "done"
         }
     }
 }
 
-/// Sends it, and looks at what the far end got.
-fn out(rig: &mut Rig, gso: Option<GsoKind>) -> &'static str {
-    let (frame, offload, vnet) = frame(rig.kind, gso);
-    let parts = [IoSlice::new(&frame)];
-    let sent = rig.tx.send(&[TxFrame::new(&parts).with_offload(offload)]).unwrap();
-    assert_eq!((sent.taken, sent.sent), (1, 1));
-    let (header, first) = rig.peer.recv_with(common::PATIENCE).unwrap().expect("something");
-    while rig.peer.recv(QUIET).unwrap().is_some() {}
-    if header[0] & 1 == 1 && header[1] == vnet[1] && first == frame { "yes" } else { "alone" }
+fn send(tx: &mut dyn Transmit, frame: &[u8], offload: TxOffload) {
+    let parts = [IoSlice::new(frame)];
+    let sent = tx.send(&[TxFrame::new(&parts).with_offload(offload)]).unwrap();
+    assert_eq!((sent.taken, sent.sent, tx.queued()), (1, 1, 0));
 }
 
 /// Has the far end send it, and looks at what comes.
-fn inwards(rig: &mut Rig, gso: Option<GsoKind>) -> &'static str {
-    let (frame, offload, vnet) = frame(rig.kind, gso);
-    rig.peer.send_with(&vnet, &frame).unwrap();
-    while rig.rx.fill().unwrap() == Fill::Empty {
-        assert!(common::readable(&*rig.rx, common::PATIENCE));
+fn inwards(pair: &mut Pair, gso: Option<GsoKind>) -> &'static str {
+    let (frame, offload, vnet) = frame(pair.kind, gso);
+    pair.peer.send_with(&vnet, &frame).unwrap();
+    arrived(&mut *pair.rx, pair.kind.header(), &frame, offload)
+}
+
+fn arrived(
+    rx: &mut dyn Receive,
+    link_header: usize,
+    frame: &[u8],
+    offload: TxOffload,
+) -> &'static str {
+    while matches!(rx.fill().unwrap(), Fill::Empty | Fill::Frames(0)) {
+        assert!(readable(rx, PATIENCE));
     }
-    let arrived = rig.rx.batch().next().expect("something");
-    let whole = arrived.bytes() == frame;
-    let meta = *arrived.meta();
-    common::recv(&mut *rig.rx, usize::MAX, QUIET);
-    let same = |got: Gso, sent: Gso| (got.kind, got.size) == (sent.kind, sent.size);
-    let cut_as_sent = match (meta.gso, offload.gso) {
-        (Some(got), Some(sent)) => same(got, sent),
-        (None, None) => true,
-        _ => false,
-    };
+    let first = rx.batch().next().expect("something");
+    let (whole, meta) = (first.bytes().len() == frame.len(), *first.meta());
+    let verdict = verify_transport(&first.bytes()[link_header..]);
+    common::recv(rx, usize::MAX, QUIET);
     let partial = meta.checksum == RxChecksum::Partial(offload.checksum.unwrap());
-    if whole && partial && cut_as_sent { "yes" } else { "no" }
+    match (whole, meta.gso.zip(offload.gso), offload.gso) {
+        (true, Some((got, sent)), _) => {
+            assert!(partial && (got.kind, got.size) == (sent.kind, sent.size));
+            "left"
+        }
+        (true, None, None) if partial => "left",
+        (true, None, Some(_)) => "unsaid",
+        _ => {
+            assert_eq!(verdict, Verdict::Correct);
+            "done"
+        }
+    }
+}
+
+/// Two framed links back to back: what leaves the one comes in at the other.
+fn framed_row() -> Vec<String> {
+    let (a, b) = UnixStream::pair().unwrap();
+    let options = LinkOptions::new().in_band_vnet_header(10).ethernet(true);
+    let [mut a, mut b] = [a, b].map(|end| {
+        let link = adopt_framed(end.into(), FramePrefix::Be32, &options).unwrap();
+        Box::new(link).into_queues().unwrap().remove(0)
+    });
+    let rx = b.rx.as_mut().unwrap();
+    let cells: Vec<String> = OFFLOADS
+        .iter()
+        .map(|gso| {
+            let (frame, offload, _) = frame(Kind::Packet, *gso);
+            send(&mut *a.tx, &frame, offload);
+            arrived(&mut **rx, 14, &frame, offload).to_owned()
+        })
+        .collect();
+    [cells.clone(), cells].concat()
 }
 
 fn compare(text: &str) {
