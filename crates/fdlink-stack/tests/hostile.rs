@@ -348,3 +348,29 @@ async fn strays_are_reset_unless_they_may_be_restored() {
         assert_eq!(answer.is_some_and(|reset| reset[33] & flag::RST != 0), !spared);
     }
 }
+
+/// A frame with a wrong checksum is taken where the link's owner declared that somebody else has
+/// looked, and nowhere else.
+#[tokio::test]
+async fn unverified_frames_are_verified_unless_they_are_trusted() {
+    for trusted in [false, true] {
+        let (ours, theirs) = socket_pair(false);
+        let options = common::options(BARE).rx_checksum_trusted(trusted);
+        let link = adopt(vec![ours], &options).unwrap();
+        let (stack, driver) = fdlink_stack::Stack::new(StackConfig::new());
+        let address: Cidr = "10.0.0.2/24".parse().unwrap();
+        stack.create_nic(NicId(1), Box::new(link), &[address]).unwrap();
+        tokio::spawn(driver.run());
+        let socket = UdpSocket::bind(&stack, any(7)).unwrap();
+        let peer = Peer::on_socket(theirs, 0);
+        let good = packet::udp(at(V4[0], 5), at(V4[1], 7), b"good");
+        let mut bad = packet::udp(at(V4[0], 5), at(V4[1], 7), b"bad!");
+        bad[26] ^= 1;
+        peer.send(&bad).unwrap();
+        peer.send(&good).unwrap();
+        let mut message = [0; 16];
+        let (len, _) = within(socket.recv_from(&mut message)).await.unwrap();
+        let first: &[u8] = if trusted { b"bad!" } else { b"good" };
+        assert_eq!(&message[..len], first);
+    }
+}
