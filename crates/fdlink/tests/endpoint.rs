@@ -439,7 +439,14 @@ fn full_is_told_from_refused() {
 fn every_kind_and_mode_delivers_and_stops() {
     testkit::in_namespace(|| {
         let tun = testkit::has_tun("every_kind_and_mode_delivers_and_stops, TUN and TAP");
-        let mut kinds = vec![Kind::Seqpacket, Kind::Datagram, Kind::Packet];
+        let mut kinds = vec![
+            Kind::Seqpacket,
+            Kind::Datagram,
+            Kind::Udp,
+            Kind::Framed,
+            Kind::Packet,
+            Kind::Cooked,
+        ];
         kinds.extend(tun.then_some([Kind::Tap, Kind::Tun]).into_iter().flatten());
         for (kind, way) in kinds.into_iter().flat_map(|k| k.ways().iter().map(move |w| (k, *w))) {
             let (link, peer, _) = common::link(kind, &way.options()).unwrap();

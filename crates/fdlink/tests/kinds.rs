@@ -82,15 +82,14 @@ fn a_vsock_socket_is_a_seqpacket_socket() {
 fn a_macvtap_is_a_tap() {
     testkit::in_namespace(|| {
         const NAME: &str = "a_macvtap_is_a_tap";
+        if !common::has_macvtap(NAME) {
+            return;
+        }
         interface::veth("a", "b", 1500).unwrap();
         // Nodes know no namespaces, so the name is to be found nowhere else.
         let name = format!("mvt{}", std::process::id());
-        if let Err(error) = interface::macvtap(&name, "a") {
-            return testkit::skip(NAME, &format!("no macvtap: {error}"));
-        }
-        let Some(fd) = macvtap_node(&name) else {
-            return testkit::skip(NAME, "the device's node cannot be made");
-        };
+        interface::macvtap(&name, "a").unwrap();
+        let fd = common::macvtap_node(&name).unwrap();
         let spare = fd.try_clone().unwrap();
         let link = adopt(vec![fd], &LinkOptions::new()).unwrap();
         assert_eq!((link.properties().kind, link.interface()), (LinkKind::Tap, Some(&*name)));
@@ -131,25 +130,6 @@ fn a_macvtap_is_a_tap() {
 fn filtered() -> LinkOptions {
     let everything = fdlink::BpfInstruction { code: 0x06, jt: 0, jf: 0, k: u32::MAX };
     LinkOptions::new().filter(vec![everything])
-}
-
-/// Opens a queue of a macvtap. Its node has a minor number of its own, which only a sysfs of this
-/// namespace would tell: so each is tried.
-fn macvtap_node(name: &str) -> Option<OwnedFd> {
-    use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
-    let devices = std::fs::read_to_string("/proc/devices").ok()?;
-    let major = devices.lines().find_map(|line| line.strip_suffix(" macvtap"))?;
-    let major = major.trim().parse().ok()?;
-    let path = std::env::temp_dir().join(format!("fdlink-macvtap-{}", std::process::id()));
-    (1..64).find_map(|minor| {
-        let mode = Mode::RUSR | Mode::WUSR;
-        mknodat(CWD, &path, FileType::CharacterDevice, mode, makedev(major, minor)).ok()?;
-        let node = std::fs::OpenOptions::new().read(true).write(true).open(&path);
-        std::fs::remove_file(&path).unwrap();
-        let fd = OwnedFd::from(node.ok()?);
-        let link = fdlink::link::adopt_borrowed(&[fd.as_fd()], &LinkOptions::new()).ok()?;
-        (link.interface() == Some(name)).then_some(fd)
-    })
 }
 
 #[test]

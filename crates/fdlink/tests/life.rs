@@ -20,7 +20,8 @@ use testkit::{Peer, interface};
 
 /// Every kind that can be had here, in every way it has.
 fn kinds_and_ways(test: &str) -> Vec<(Kind, Way)> {
-    let mut kinds = vec![Kind::Seqpacket, Kind::Datagram, Kind::Udp, Kind::Packet];
+    let mut kinds =
+        vec![Kind::Seqpacket, Kind::Datagram, Kind::Udp, Kind::Framed, Kind::Packet, Kind::Cooked];
     if testkit::has_tun(&format!("{test}, TUN and TAP")) {
         kinds.extend([Kind::Tap, Kind::Tun]);
     }

@@ -118,13 +118,10 @@ fn pair(kind: Kind, header: bool, way: Way) -> Result<Pair, SetupError> {
 
 /// A frame with something left to do: a super-frame of that kind, or one segment.
 fn frame(kind: Kind, gso: Option<GsoKind>) -> (Vec<u8>, TxOffload, [u8; 10]) {
-    let (mut frame, offload, mut vnet) = match gso {
+    let (frame, offload, mut vnet) = match gso {
         Some(gso) => super_frame(kind, gso, 10),
         None => super_frame(kind, GsoKind::TcpV4, 1),
     };
-    if kind == Kind::Cooked {
-        frame[..6].fill(0xff);
-    }
     if gso.is_none() {
         vnet[1] = 0;
         vnet[4..6].fill(0);

@@ -10,12 +10,15 @@ use rustix::net::SendFlags;
 /// Bytes of the vnet header that a [`Peer`] on an interface puts before each frame.
 const VNET: usize = 10;
 
-/// Sends and receives by script: on a socket, on an interface (the other end of a veth pair, or the
-/// kernel's side of a TUN or TAP device), or on the descriptor of a TUN or TAP device.
+/// Sends and receives by script: on a socket, on a stream with lengths, on an interface (the other
+/// end of a veth pair, or the kernel's side of a TUN or TAP device), or on the descriptor of a TUN or
+/// TAP device.
 #[derive(Debug)]
 pub struct Peer {
     fd: OwnedFd,
     vnet_header: usize,
+    /// Each message stands behind its length, four bytes in network order.
+    stream: bool,
 }
 
 impl Peer {
@@ -26,13 +29,18 @@ impl Peer {
     /// Where there is no such interface or no right to open such a socket.
     pub fn on_interface(name: &str) -> io::Result<Self> {
         let fd = crate::sys::packet::open(crate::interface::index(name)?)?;
-        Ok(Self { fd, vnet_header: VNET })
+        Ok(Self { fd, vnet_header: VNET, stream: false })
     }
 
     /// On a socket, whose messages start with `vnet_header` bytes of vnet header. A TUN or TAP
     /// device will do for receiving.
     pub fn on_socket(fd: OwnedFd, vnet_header: usize) -> Self {
-        Self { fd, vnet_header }
+        Self { fd, vnet_header, stream: false }
+    }
+
+    /// On a stream socket whose messages stand behind their length, four bytes in network order.
+    pub fn on_stream(fd: OwnedFd) -> Self {
+        Self { fd, vnet_header: 0, stream: true }
     }
 
     /// Sends a frame that leaves nothing to the other side.
@@ -53,8 +61,19 @@ impl Peer {
         let mut message = vnet[..self.vnet_header.min(VNET)].to_vec();
         message.resize(self.vnet_header, 0);
         message.extend(frame);
-        rustix::net::send(&self.fd, &message, SendFlags::NOSIGNAL)?;
-        Ok(())
+        if self.stream {
+            let len = u32::try_from(message.len()).map_err(io::Error::other)?;
+            message.splice(..0, len.to_be_bytes());
+        }
+        let mut rest = &message[..];
+        loop {
+            let sent = rustix::net::send(&self.fd, rest, SendFlags::NOSIGNAL)?;
+            rest = rest.get(sent..).unwrap_or(&[]);
+            // Whatever is no stream takes a message whole.
+            if rest.is_empty() || !self.stream {
+                return Ok(());
+            }
+        }
     }
 
     /// The next frame, or `None` if none comes in time.
@@ -75,11 +94,33 @@ impl Peer {
         if !self.readable(time)? {
             return Ok(None);
         }
+        if self.stream {
+            return Ok(Some((Vec::new(), self.recv_from_stream()?)));
+        }
         let mut message = vec![0; 1 << 17];
         let len = rustix::io::read(&self.fd, &mut message)?;
         message.truncate(len);
         let frame = message.split_off(self.vnet_header.min(len));
         Ok(Some((message, frame)))
+    }
+
+    fn recv_from_stream(&self) -> io::Result<Vec<u8>> {
+        let mut len = [0; 4];
+        self.read_exact(&mut len)?;
+        let mut frame =
+            vec![0; usize::try_from(u32::from_be_bytes(len)).map_err(io::Error::other)?];
+        self.read_exact(&mut frame)?;
+        Ok(frame)
+    }
+
+    fn read_exact(&self, mut into: &mut [u8]) -> io::Result<()> {
+        while !into.is_empty() {
+            match rustix::io::read(&self.fd, &mut *into)? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                len => into = &mut into[len..],
+            }
+        }
+        Ok(())
     }
 
     fn readable(&self, time: Duration) -> io::Result<bool> {

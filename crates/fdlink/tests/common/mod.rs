@@ -7,12 +7,14 @@ pub(crate) mod recorder;
 pub(crate) mod traffic;
 
 use std::net::{SocketAddr, UdpSocket};
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixDatagram;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use fdlink::link::{adopt, open_packet, open_tap, open_tun};
+use fdlink::link::{
+    FramePrefix, adopt, adopt_borrowed, adopt_framed, open_packet, open_tap, open_tun,
+};
 use fdlink::offload::vnet::{ChecksumField, Gso, GsoKind, TxOffload};
 use fdlink::stats::LinkStats;
 use fdlink::{
@@ -34,8 +36,10 @@ pub(crate) enum Kind {
     Seqpacket,
     Datagram,
     Udp,
+    Framed,
     Packet,
     Cooked,
+    Macvtap,
     Tap,
     Tun,
 }
@@ -46,6 +50,8 @@ impl Kind {
             Self::Seqpacket => "seqpacket",
             Self::Datagram => "datagram",
             Self::Udp => "udp",
+            Self::Framed => "framed",
+            Self::Macvtap => "macvtap",
             Self::Packet => "packet",
             Self::Cooked => "cooked",
             Self::Tap => "tap",
@@ -54,7 +60,7 @@ impl Kind {
     }
 
     pub(crate) fn is_socket(self) -> bool {
-        matches!(self, Self::Seqpacket | Self::Datagram | Self::Udp)
+        matches!(self, Self::Seqpacket | Self::Datagram | Self::Udp | Self::Framed)
     }
 
     pub(crate) fn ways(self) -> &'static [Way] {
@@ -63,7 +69,7 @@ impl Kind {
             Self::Seqpacket | Self::Datagram | Self::Udp | Self::Cooked => {
                 &[Way::READV, Way::RECVMMSG]
             }
-            Self::Tap | Self::Tun => &[Way::READV],
+            Self::Framed | Self::Macvtap | Self::Tap | Self::Tun => &[Way::READV],
         }
     }
 
@@ -71,22 +77,23 @@ impl Kind {
     pub(crate) fn shortest(self) -> usize {
         match self {
             Self::Seqpacket | Self::Datagram | Self::Udp => 1,
-            Self::Packet | Self::Cooked | Self::Tap => 15,
+            Self::Framed | Self::Packet | Self::Cooked | Self::Macvtap | Self::Tap => 15,
             Self::Tun => 21,
         }
     }
 
     /// Bytes of the link header.
     pub(crate) fn header(self) -> usize {
-        if matches!(self, Self::Packet | Self::Cooked | Self::Tap) { 14 } else { 0 }
+        if self.shortest() == 15 { 14 } else { 0 }
     }
 
     /// A frame that nobody but the far end answers to.
     pub(crate) fn frame(self, len: usize, seed: u8) -> Vec<u8> {
         match self {
-            Self::Packet | Self::Tap => packet::pattern_frame(len, seed),
-            Self::Cooked => {
-                // The kernel tells of a destination only what kind of one it is.
+            Self::Framed | Self::Packet | Self::Tap => packet::pattern_frame(len, seed),
+            Self::Cooked | Self::Macvtap => {
+                // The kernel tells of a destination only what kind of one it is, or lets in only
+                // what is for its own or for everybody.
                 let mut frame = packet::pattern_frame(len, seed);
                 frame[..6].fill(0xff);
                 frame
@@ -185,6 +192,20 @@ pub(crate) fn link(
             let (ours, far) = udp_sockets();
             socket_link(ours, far, options)
         }
+        Kind::Framed => {
+            let (ours, far) = UnixStream::pair().unwrap();
+            let link = adopt_framed(ours.into(), FramePrefix::Be32, options)?;
+            Ok((link, Peer::on_stream(far.into()), String::new()))
+        }
+        Kind::Macvtap => {
+            let far = format!("far{serial}");
+            interface::veth(&name, &far, 1500).unwrap();
+            // Nodes know no namespaces, so the name is to be found nowhere else.
+            let tap = format!("mvt{}-{serial}", std::process::id());
+            interface::macvtap(&tap, &name).unwrap();
+            let link = adopt(vec![macvtap_node(&tap).expect("the device's node")], options)?;
+            Ok((link, Peer::on_interface(&far).unwrap(), tap))
+        }
         Kind::Packet => {
             let far = format!("far{serial}");
             interface::veth(&name, &far, 1500).unwrap();
@@ -207,6 +228,39 @@ pub(crate) fn link(
             Ok((link, Peer::on_interface(&name).unwrap(), name))
         }
     }
+}
+
+/// Whether a macvtap and its node can be made; if not, says that `test` was skipped.
+pub(crate) fn has_macvtap(test: &str) -> bool {
+    let name = format!("mvt{}", std::process::id());
+    interface::veth("mvt-a", "mvt-b", 1500).unwrap();
+    let made = interface::macvtap(&name, "mvt-a").map(|()| macvtap_node(&name).is_some());
+    interface::remove("mvt-a").unwrap();
+    match made {
+        Ok(true) => return true,
+        Ok(false) => testkit::skip(test, "the node of a macvtap cannot be made"),
+        Err(error) => testkit::skip(test, &format!("no macvtap: {error}")),
+    }
+    false
+}
+
+/// Opens a queue of a macvtap. Its node has a minor number of its own, which only a sysfs of this
+/// namespace would tell: so each is tried.
+pub(crate) fn macvtap_node(name: &str) -> Option<OwnedFd> {
+    use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
+    let devices = std::fs::read_to_string("/proc/devices").ok()?;
+    let major = devices.lines().find_map(|line| line.strip_suffix(" macvtap"))?;
+    let major = major.trim().parse().ok()?;
+    let path = std::env::temp_dir().join(format!("fdlink-{name}"));
+    (1..64).find_map(|minor| {
+        let mode = Mode::RUSR | Mode::WUSR;
+        mknodat(CWD, &path, FileType::CharacterDevice, mode, makedev(major, minor)).ok()?;
+        let node = std::fs::OpenOptions::new().read(true).write(true).open(&path);
+        std::fs::remove_file(&path).unwrap();
+        let fd = OwnedFd::from(node.ok()?);
+        let link = adopt_borrowed(&[fd.as_fd()], &LinkOptions::new()).ok()?;
+        (link.interface() == Some(name)).then_some(fd)
+    })
 }
 
 /// A link on a socket; its far end has the vnet header that was declared.
@@ -308,7 +362,9 @@ pub(crate) fn super_frame(
     let sum = packet::pseudo_header_sum(source.ip(), destination.ip(), protocol, len);
     packet[ip + offset..ip + offset + 2].copy_from_slice(&sum.to_be_bytes());
     if kind.header() > 0 {
-        packet = packet::ethernet_ip([2, 0, 0, 0, 0, 9], [2, 0, 0, 0, 0, 8], &packet);
+        let addresses = kind.frame(15, 0);
+        let address = |at: usize| *addresses[at..].first_chunk().unwrap();
+        packet = packet::ethernet_ip(address(0), address(6), &packet);
     }
     let narrow = |value: usize| u16::try_from(value).unwrap();
     let start = narrow(kind.header() + ip);
