@@ -369,3 +369,29 @@ fn header_lengths_are_the_frames_own() {
     let (vnet, arrived) = out.peer.recv_with(PATIENCE).unwrap().unwrap();
     assert_eq!((VnetHeader::parse(&vnet).unwrap().hdr_len, arrived), (52, frame));
 }
+
+/// No segment ever finds a buffer: the frame is the caller's for some tries, and dropped then.
+#[test]
+fn a_super_frame_that_never_finds_a_buffer_is_dropped_in_the_end() {
+    testkit::in_namespace(|| {
+        const NAME: &str = "a_super_frame_that_never_finds_a_buffer_is_dropped_in_the_end";
+        let mut out = Out::new(Kind::Packet, &LinkOptions::new());
+        let mut tc = std::process::Command::new("tc");
+        tc.args(["qdisc", "add", "dev", &out.interface, "root", "bfifo", "limit", "1"]);
+        match tc.output() {
+            Ok(output) if output.status.success() => {}
+            other => return testkit::skip(NAME, &format!("tc: {other:?}")),
+        }
+        let traffic = out.tcp(3);
+        let frame = traffic.complete();
+        let offload = TxOffload { checksum: None, ..traffic.offload() };
+        let mut tries = 0;
+        while out.tx().no_buffers == 0 {
+            tries += 1;
+            assert!(tries < 1000, "for ever");
+            let sent = out.send(By::List, &[(&frame, offload)]);
+            assert_eq!(sent.sent, 0);
+        }
+        assert!(tries > 10, "{tries}");
+    });
+}

@@ -83,7 +83,7 @@ impl Sender {
     /// Sends the slots at the head that leave as they are, or finds how the first one does.
     fn send_slots(&mut self, sent: &mut Sent) -> io::Result<()> {
         let run = self.prepare_slots();
-        let Self { port, outgoing, arena, ledger, .. } = self;
+        let Self { port, outgoing, arena, ledger, starved, .. } = self;
         let vnet = port.vnet_header;
         let waiting = &ledger.waiting()[..run];
         let gone = match waiting {
@@ -114,6 +114,7 @@ impl Sender {
             }
             sent.sent += count;
         }
+        *starved = 0;
         sent.taken += gone.count();
         ledger.advance(gone.count());
         Ok(())
@@ -143,13 +144,14 @@ impl Sender {
 
     /// Decides about the slot at the head, which does not leave as it is.
     fn find_way(&mut self, sent: &mut Sent) -> io::Result<()> {
-        let Self { port, arena, ledger, .. } = self;
+        let Self { port, arena, ledger, starved, .. } = self;
         let Some(slot) = ledger.waiting().first() else { return Ok(()) };
         let frame = &arena[slot.range(port.vnet_header)][port.vnet_header..];
         match port.way(frame.len(), slot.offload, |at| frame.get(at).copied()) {
             Way::Cut(run) => ledger.cut = Some(Cut::into_runs(run)),
             Way::Refused(counter) => {
                 counter.add(1);
+                *starved = 0;
                 sent.taken += 1;
                 ledger.advance(1);
             }
@@ -182,6 +184,7 @@ impl Sender {
             sent.taken += 1;
             sent.sent += usize::from(!cut.lossy);
         }
+        *starved = 0;
         ledger.advance(1);
         Ok(())
     }
@@ -260,10 +263,7 @@ impl Transmit for Sender {
                 Some(cut) => self.send_pieces(cut, &mut sent),
                 None => self.send_slots(&mut sent),
             };
-            let Err(error) = result else {
-                self.starved = 0;
-                continue;
-            };
+            let Err(error) = result else { continue };
             if is_refusal(&error) && self.cut_refused() {
                 continue;
             }

@@ -63,7 +63,10 @@ impl Sender {
                         port.stats.tx.no_buffers.add(1);
                         true
                     }
-                    Verdict::Full => return Ok(Stop::Full),
+                    Verdict::Full => {
+                        *starved = 0;
+                        return Ok(Stop::Full);
+                    }
                     Verdict::Fatal(error) => return Err(error),
                 },
             };
