@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use common::recorder::{Event, next, over, recorder};
 use common::{Kind, PATIENCE, QUIET, seqpackets};
 use fdlink::batch::RxMeta;
-use fdlink::link::adopt;
+use fdlink::link::{FramePrefix, adopt};
 use fdlink::{
     AttachError, Closed, Endpoint, EtherType, HandOverError, InjectError, InjectableEndpoint,
     JoinError, LinkEndpoint, LinkOptions, MacAddr, Mode, TxPacket, WritePolicy,
@@ -461,4 +461,35 @@ fn every_kind_and_mode_delivers_and_stops() {
             }
         }
     });
+}
+
+/// What was refused before the descriptor's end showed is not told of twice.
+#[test]
+fn each_packet_is_counted_once_where_the_descriptor_ends_in_the_middle() {
+    let framed = || {
+        let (ours, far) = std::os::unix::net::UnixStream::pair().unwrap();
+        let link = fdlink::link::adopt_framed(ours.into(), FramePrefix::Be16, &LinkOptions::new());
+        (Endpoint::new(link.unwrap()).unwrap(), std::os::fd::OwnedFd::from(far))
+    };
+    let seqpacket = || {
+        let (ours, far) = seqpackets();
+        (over(vec![ours], &LinkOptions::new().ethernet(true)), far)
+    };
+    for (endpoint, far) in [framed(), seqpacket()] {
+        drop(far);
+        let (long, short) = ([0x45; 65536], [0x45; 100]);
+        let [long, short] = [[IoSlice::new(&long)], [IoSlice::new(&short)]];
+        let packet = |parts| TxPacket::new(MacAddr::BROADCAST, EtherType::IPV4, parts);
+        let list = [packet(&long), packet(&short), packet(&short)];
+        let tx = || endpoint.stats().tx();
+        let sum = || tx().frames + tx().too_long + tx().closed + tx().not_writable;
+        // Whether the end is told now or with the next list, nothing was sent.
+        assert!(endpoint.write_packets(&list).is_ok_and(|sent| sent.sent == 0) || tx().closed == 2);
+        assert_eq!((sum(), tx().too_long), (3, 1), "{endpoint:?}");
+        let error = endpoint.write_packets(&list[1..]).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::BrokenPipe);
+        let error = endpoint.write_raw(&[0x45; 100]).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::BrokenPipe);
+        assert_eq!(sum(), 3 + 2 + 1, "{endpoint:?}");
+    }
 }

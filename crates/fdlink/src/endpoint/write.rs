@@ -138,21 +138,28 @@ impl Endpoint {
         let parts = [IoSlice::new(frame)];
         let until = self.policy.deadline();
         let mut tx = outlet.lock();
-        loop {
-            match (tx.send(&[TxFrame::new(&parts)])?, until) {
-                (Sent { sent: 1, .. }, _) => {
+        let fatal = loop {
+            match (tx.send(&[TxFrame::new(&parts)]), until) {
+                (Err(error), _) => break Some(error),
+                (Ok(Sent { sent: 1, .. }), _) => {
                     outlet.finish(tx, until);
                     return Ok(());
                 }
-                (Sent { taken: 1, .. }, _) => return Err(io::ErrorKind::InvalidInput.into()),
+                (Ok(Sent { taken: 1, .. }), _) => return Err(io::ErrorKind::InvalidInput.into()),
                 (_, Some(until)) if Instant::now() < until => tx = outlet.wait(tx, until),
-                _ => break,
+                _ => break None,
             }
-        }
+        };
+        self.count_dropped(queue, 1, fatal.is_some());
+        Err(fatal.unwrap_or_else(|| io::ErrorKind::WouldBlock.into()))
+    }
+
+    /// Counts packets that did not get as far as a queue that is locked: a counter has one writer.
+    fn count_dropped(&self, queue: usize, packets: usize, ended: bool) {
         if let Some(stats) = self.stats.queues().get(queue) {
-            stats.tx.not_writable.add(1);
+            let reason = if ended { &stats.tx.closed } else { &stats.tx.not_writable };
+            reason.add(packets as u64);
         }
-        Err(io::ErrorKind::WouldBlock.into())
     }
 
     /// Sends at most [`WINDOW`] packets, a descriptor at a time.
@@ -221,11 +228,7 @@ impl Endpoint {
                 break;
             }
         }
-        if let Some(stats) = self.stats.queues().get(queue).filter(|_| dropped > 0) {
-            // The lock is held: a counter has one writer.
-            let reason = if fatal.is_some() { &stats.tx.closed } else { &stats.tx.not_writable };
-            reason.add(dropped as u64);
-        }
+        self.count_dropped(queue, dropped, fatal.is_some());
         outlet.finish(tx, progress.until);
         progress.fatal = progress.fatal.take().or(fatal);
     }

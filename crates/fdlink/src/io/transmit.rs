@@ -28,7 +28,6 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use self::cut::{Cutter, Progress};
-use self::gathered::Stop;
 use self::ledger::{Cut, Ledger};
 use self::verdict::{Gone, Verdict, is_refusal};
 use self::way::Way;
@@ -216,6 +215,39 @@ impl Sender {
         }
         refused
     }
+
+    /// Sends what waits in the arena, until all has left or the descriptor is full.
+    fn send_queued(&mut self, sent: &mut Sent) -> io::Result<()> {
+        while self.queued() > 0 {
+            let result = match self.ledger.cut {
+                Some(cut) => self.send_pieces(cut, sent),
+                None => self.send_slots(sent),
+            };
+            let Err(error) = result else { continue };
+            if is_refusal(&error) && self.cut_refused() {
+                continue;
+            }
+            match self.port.verdict(error) {
+                Verdict::Again => {}
+                Verdict::Drop => self.drop_next(sent),
+                Verdict::NoBuffers if self.starved >= NO_BUFFERS_TRIES => {
+                    self.port.stats.tx.no_buffers.add(1);
+                    self.drop_next(sent);
+                }
+                Verdict::NoBuffers => {
+                    self.starved += 1;
+                    self.port.stats.tx.would_block.add(1);
+                    break;
+                }
+                Verdict::Full => {
+                    self.starved = 0;
+                    break;
+                }
+                Verdict::Fatal(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Transmit for Sender {
@@ -227,18 +259,8 @@ impl Transmit for Sender {
                 return Ok(sent);
             }
         }
-        while sent.taken < frames.len() {
-            let run = match self.send_whole(&frames[sent.taken..], &mut sent)? {
-                Stop::Done => continue,
-                Stop::Full => break,
-                Stop::KernelRefused => Some(1),
-                Stop::NotWhole => None,
-            };
-            if self.send_worked(&frames[sent.taken..], run, &mut sent)? {
-                break;
-            }
-        }
-        Ok(sent)
+        let end = self.send_list(frames, &mut sent);
+        sent.before(end)
     }
 
     fn slot(&mut self, len: usize) -> Option<TxSlot<'_>> {
@@ -258,35 +280,8 @@ impl Transmit for Sender {
 
     fn flush(&mut self) -> io::Result<Sent> {
         let mut sent = Sent::default();
-        while self.queued() > 0 {
-            let result = match self.ledger.cut {
-                Some(cut) => self.send_pieces(cut, &mut sent),
-                None => self.send_slots(&mut sent),
-            };
-            let Err(error) = result else { continue };
-            if is_refusal(&error) && self.cut_refused() {
-                continue;
-            }
-            match self.port.verdict(error) {
-                Verdict::Again => {}
-                Verdict::Drop => self.drop_next(&mut sent),
-                Verdict::NoBuffers if self.starved >= NO_BUFFERS_TRIES => {
-                    self.port.stats.tx.no_buffers.add(1);
-                    self.drop_next(&mut sent);
-                }
-                Verdict::NoBuffers => {
-                    self.starved += 1;
-                    self.port.stats.tx.would_block.add(1);
-                    break;
-                }
-                Verdict::Full => {
-                    self.starved = 0;
-                    break;
-                }
-                Verdict::Fatal(error) => return Err(error),
-            }
-        }
-        Ok(sent)
+        let end = self.send_queued(&mut sent);
+        sent.before(end)
     }
 
     fn queued(&self) -> usize {

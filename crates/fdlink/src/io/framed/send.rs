@@ -168,6 +168,32 @@ impl StreamSender {
         Ok(frames.len())
     }
 
+    /// Sends a list behind what waits, until all has left or the descriptor is full.
+    fn send_list(&mut self, frames: &[TxFrame<'_>], sent: &mut Sent) -> io::Result<()> {
+        loop {
+            self.flush()?;
+            let rest = &frames[sent.taken..];
+            let Some(first) = rest.first().filter(|_| self.queued() == 0) else { return Ok(()) };
+            if let Some(reason) = self.ledger.way.refusal(first.len(), first.offload()) {
+                reason.add(1);
+                sent.taken += 1;
+                continue;
+            }
+            let begun = match self.run(rest) {
+                0 => {
+                    self.begin(0, first, 0);
+                    1
+                }
+                run => self.send_run(&rest[..run])?,
+            };
+            if begun == 0 {
+                return Ok(());
+            }
+            sent.taken += begun;
+            sent.sent += begun;
+        }
+    }
+
     /// Puts a frame without its first `skip` bytes, which have left, into the empty backlog. It
     /// leaves whole or the stream ends, so it counts as sent now.
     fn begin(&mut self, index: usize, frame: &TxFrame<'_>, mut skip: usize) {
@@ -195,28 +221,8 @@ impl StreamSender {
 impl Transmit for StreamSender {
     fn send(&mut self, frames: &[TxFrame<'_>]) -> io::Result<Sent> {
         let mut sent = Sent::default();
-        loop {
-            self.flush()?;
-            let rest = &frames[sent.taken..];
-            let Some(first) = rest.first().filter(|_| self.queued() == 0) else { return Ok(sent) };
-            if let Some(reason) = self.ledger.way.refusal(first.len(), first.offload()) {
-                reason.add(1);
-                sent.taken += 1;
-                continue;
-            }
-            let begun = match self.run(rest) {
-                0 => {
-                    self.begin(0, first, 0);
-                    1
-                }
-                run => self.send_run(&rest[..run])?,
-            };
-            if begun == 0 {
-                return Ok(sent);
-            }
-            sent.taken += begun;
-            sent.sent += begun;
-        }
+        let end = self.send_list(frames, &mut sent);
+        sent.before(end)
     }
 
     fn slot(&mut self, len: usize) -> Option<TxSlot<'_>> {
@@ -238,16 +244,20 @@ impl Transmit for StreamSender {
         let Self { backlog, ledger, .. } = self;
         ledger.seal(backlog);
         let mut sent = Sent::default();
+        let mut end = Ok(());
         while ledger.head < ledger.top {
             let waiting = &backlog[ledger.head..ledger.top];
-            let bytes = ledger.way.call(|port| message::send(port.fd(), waiting))?;
-            if bytes == 0 {
-                break;
+            match ledger.way.call(|port| message::send(port.fd(), waiting)) {
+                Ok(0) => break,
+                Ok(bytes) => sent.sent += ledger.advance(bytes),
+                Err(error) => {
+                    end = Err(error);
+                    break;
+                }
             }
-            sent.sent += ledger.advance(bytes);
         }
         sent.taken = sent.sent + std::mem::take(&mut ledger.refused);
-        Ok(sent)
+        sent.before(end)
     }
 
     fn queued(&self) -> usize {
