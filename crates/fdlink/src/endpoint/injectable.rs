@@ -90,7 +90,8 @@ impl InjectableEndpoint {
             return Err(InjectError::NotAttached);
         };
         catch_unwind(AssertUnwindSafe(|| dispatcher.deliver(QUEUE, batch))).map_err(|_| {
-            self.end(&Closed::Panicked);
+            // It may have been let go of meanwhile, and another one be attached.
+            self.end(&Closed::Panicked, |attached| Arc::ptr_eq(attached, &dispatcher));
             InjectError::Panicked
         })
     }
@@ -99,19 +100,20 @@ impl InjectableEndpoint {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets go of the dispatcher, after telling it why.
-    fn end(&self, why: &Closed) {
-        let attached = {
+    /// Lets go of the dispatcher, if it is the one that is meant, and tells it why.
+    fn end(&self, why: &Closed, meant: impl Fn(&Arc<dyn NetworkDispatcher>) -> bool) {
+        let dispatcher = {
             let mut state = self.state();
-            if !matches!(*state, State::Attached(_)) {
+            let State::Attached(dispatcher) = &*state else { return };
+            if !meant(dispatcher) {
                 return;
             }
-            std::mem::replace(&mut *state, State::Ended)
+            let dispatcher = Arc::clone(dispatcher);
+            *state = State::Ended;
+            dispatcher
         };
-        if let State::Attached(dispatcher) = attached {
-            // A panic in the notice ends nothing that has not ended already.
-            drop(catch_unwind(AssertUnwindSafe(|| dispatcher.closed(QUEUE, why))));
-        }
+        // A panic in the notice ends nothing that has not ended already.
+        drop(catch_unwind(AssertUnwindSafe(|| dispatcher.closed(QUEUE, why))));
     }
 }
 
@@ -130,7 +132,7 @@ impl LinkEndpoint for InjectableEndpoint {
     }
 
     fn stop(&self) {
-        self.end(&Closed::Stopped);
+        self.end(&Closed::Stopped, |_| true);
     }
 
     fn join(&self) -> Result<(), JoinError> {
