@@ -105,7 +105,8 @@ counters! {
         invalid,
         /// Dropped: the link was down (ENETDOWN, or EIO on a TUN).
         link_down,
-        /// Dropped: the peer of a datagram socket is gone (ECONNREFUSED).
+        /// Dropped: the peer of a datagram socket is gone (ECONNREFUSED, or EPIPE, ECONNRESET and
+        /// ENOTCONN there).
         peer_gone,
         /// Dropped: the kernel took less than the whole frame.
         short_write,

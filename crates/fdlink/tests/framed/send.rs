@@ -4,7 +4,7 @@ use std::io::IoSlice;
 
 use fdlink::link::FramePrefix;
 use fdlink::offload::vnet::{ChecksumField, TxOffload};
-use fdlink::{Sent, TxFrame};
+use fdlink::{LinkOptions, Sent, TxFrame};
 
 use crate::rig::{PREFIXES, Rig, body, framed};
 
@@ -123,5 +123,24 @@ fn link_headers_and_any_number_of_parts() {
         let bytes: Vec<_> = frame.parts().iter().flat_map(|part| part.to_vec()).collect();
         let header = frame.link_header().map_or(&[][..], |header| header);
         assert_eq!(rig.far_recv(), [header, &bytes].concat());
+    }
+}
+
+/// A stack asks for the longest frame of a link before it writes one: that is not "full" for ever.
+#[test]
+fn a_slot_may_have_the_length_of_the_links_longest_frame() {
+    for ethernet in [false, true] {
+        let options = LinkOptions::new().mtu(65536).ethernet(ethernet);
+        for options in [options.clone(), options.in_band_vnet_header(12)] {
+            let mut rig = Rig::with(FramePrefix::Be32, &options);
+            let longest = 65536 + if ethernet { 14 } else { 0 };
+            let mut slot = rig.tx.slot(longest).expect("room");
+            slot.bytes_mut().fill(7);
+            // What no IP header can say is refused nonetheless.
+            slot.commit(longest, TxOffload::default());
+            assert_eq!(rig.tx.flush().unwrap(), Sent { taken: 1, sent: 0 });
+            assert_eq!(rig.stats.tx().too_long, 1);
+            assert!(rig.tx.slot(longest + 1).is_none());
+        }
     }
 }

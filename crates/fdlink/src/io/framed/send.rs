@@ -226,7 +226,7 @@ impl Transmit for StreamSender {
     }
 
     fn slot(&mut self, len: usize) -> Option<TxSlot<'_>> {
-        if len > self.ledger.way.max_len() {
+        if len > self.ledger.way.port.max_len {
             return None;
         }
         if !self.fits(len) {
@@ -318,11 +318,6 @@ impl SlotOwner for Ledger {
 }
 
 impl Way {
-    /// The longest frame that may be written in place.
-    fn max_len(&self) -> usize {
-        self.port.max_len.min(self.longest())
-    }
-
     /// The longest frame that may be sent at all.
     fn longest(&self) -> usize {
         let behind_prefix = self.prefix.limit() - self.port.vnet_header;
