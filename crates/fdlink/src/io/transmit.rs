@@ -21,7 +21,7 @@ mod cut;
 mod gathered;
 mod ledger;
 mod verdict;
-mod way;
+pub(super) mod way;
 
 use std::io;
 use std::os::fd::AsFd;
@@ -298,7 +298,7 @@ impl Transmit for Sender {
 }
 
 /// Whether the vnet header that was written for a frame leaves it to be cut.
-fn is_super_frame(vnet: &[u8]) -> bool {
+pub(super) fn is_super_frame(vnet: &[u8]) -> bool {
     VnetHeader::parse(vnet).is_some_and(|header| header.is_super_frame())
 }
 

@@ -25,6 +25,8 @@ use std::time::Duration;
 
 use crate::batch::{SlotOwner, TxFrame, TxSlot};
 use crate::io::framed::FramePrefix;
+use crate::io::transmit::is_super_frame;
+use crate::io::transmit::way::{MAX_IP_LEN, header_for, header_of};
 use crate::io::{FRAME_ROOM, Port};
 use crate::offload::vnet::{TxOffload, VnetHeader};
 use crate::queue::{Sent, Transmit, Wakeup};
@@ -46,9 +48,6 @@ const BACKLOG: usize = 2 * FRAME_ROOM + 24 * 1024;
 
 /// A length prefix, a vnet header and an Ethernet header, each the longest.
 const LEAD: usize = FramePrefix::LONGEST + VnetHeader::LEN_MRG + 14;
-
-/// The longest IP packet.
-const MAX_IP_LEN: usize = 65535;
 
 /// The kernel gives no edge when it has memory again, so the caller tries again after that long.
 const NO_MEMORY_PAUSE: Duration = Duration::from_millis(1);
@@ -87,6 +86,8 @@ struct Slot {
     /// Where it ends.
     end: usize,
     offload: TxOffload,
+    /// Whether its lead, once it is written, leaves it to be cut.
+    is_super_frame: bool,
 }
 
 /// The descriptor, and how a frame looks on it.
@@ -134,7 +135,7 @@ impl StreamSender {
     /// Writes what stands before a frame of a list; returns how long that is.
     fn write_lead(&mut self, index: usize, frame: &TxFrame<'_>) -> usize {
         let (lead, out) = (self.ledger.way.lead, &mut self.leads[index]);
-        self.ledger.way.write_lead(frame.len(), frame.offload(), &mut out[..lead]);
+        self.ledger.way.write_lead(frame.len(), header_of(frame), &mut out[..lead]);
         let header = frame.link_header().map_or(&[][..], |header| header);
         out[lead..lead + header.len()].copy_from_slice(header);
         lead + header.len()
@@ -163,7 +164,7 @@ impl StreamSender {
                 return Ok(index + usize::from(bytes > 0));
             }
             bytes -= whole;
-            self.ledger.way.count_sent(frame.len(), frame.offload());
+            self.count_sent(index, frame);
         }
         Ok(frames.len())
     }
@@ -208,7 +209,14 @@ impl StreamSender {
         }
         self.ledger.begun = at;
         self.ledger.top = at;
-        self.ledger.way.count_sent(frame.len(), frame.offload());
+        self.count_sent(index, frame);
+    }
+
+    /// Counts a frame of a list, whose lead was written.
+    fn count_sent(&self, index: usize, frame: &TxFrame<'_>) {
+        let Way { port, prefix, lead, .. } = &self.ledger.way;
+        let vnet = &self.leads[index][prefix.len()..*lead];
+        port.count_sent(frame.len(), is_super_frame(vnet));
     }
 
     /// Whether a frame of that length may be written in place.
@@ -278,9 +286,11 @@ impl Ledger {
     /// Writes the leads of the slots that were committed since the last time.
     fn seal(&mut self, backlog: &mut [u8]) {
         let lead = self.way.lead;
-        for slot in &self.slots[self.sealed..] {
-            let frame = slot.start + lead;
-            self.way.write_lead(slot.end - frame, slot.offload, &mut backlog[slot.start..frame]);
+        for slot in &mut self.slots[self.sealed..] {
+            let (out, frame) = backlog[slot.start..slot.end].split_at_mut(lead);
+            let header = header_for(frame.len(), slot.offload, |at| frame.get(at).copied());
+            self.way.write_lead(frame.len(), header, out);
+            slot.is_super_frame = header.is_super_frame();
         }
         self.sealed = self.slots.len();
     }
@@ -290,7 +300,8 @@ impl Ledger {
         self.head += bytes;
         let before = self.left;
         while let Some(slot) = self.slots.get(self.left).filter(|slot| slot.end <= self.head) {
-            self.way.count_sent(slot.end - slot.start - self.way.lead, slot.offload);
+            let len = slot.end - slot.start - self.way.lead;
+            self.way.port.count_sent(len, slot.is_super_frame);
             self.left += 1;
         }
         let left = self.left - before;
@@ -313,7 +324,7 @@ impl SlotOwner for Ledger {
         }
         let start = self.top;
         self.top += self.way.lead + len;
-        self.slots.push(Slot { start, end: self.top, offload });
+        self.slots.push(Slot { start, end: self.top, offload, is_super_frame: false });
     }
 }
 
@@ -331,23 +342,17 @@ impl Way {
             return Some(&counters.too_long);
         }
         let needs_header = offload.checksum.is_some() || offload.for_frame_len(len).gso.is_some();
-        (len == 0 || (needs_header && self.port.vnet_header == 0)).then_some(&counters.invalid)
+        let invalid = len == 0
+            || (needs_header && self.port.vnet_header == 0)
+            || offload.checksum.is_some_and(|field| !field.fits(len));
+        invalid.then_some(&counters.invalid)
     }
 
     /// Writes the prefix and the vnet header of a frame of `len` bytes.
-    fn write_lead(&self, len: usize, offload: TxOffload, out: &mut [u8]) {
+    fn write_lead(&self, len: usize, header: VnetHeader, out: &mut [u8]) {
         let (prefix, vnet) = out.split_at_mut(self.prefix.len());
         self.prefix.write(vnet.len() + len, prefix);
-        if !vnet.is_empty() {
-            VnetHeader::for_tx(offload.for_frame_len(len), 0).write(vnet);
-        }
-    }
-
-    fn count_sent(&self, len: usize, offload: TxOffload) {
-        let counters = &self.port.stats.tx;
-        counters.frames.add(1);
-        counters.bytes.add(len as u64);
-        counters.super_frames.add(u64::from(offload.for_frame_len(len).gso.is_some()));
+        header.write(vnet);
     }
 
     /// Makes a call that sends bytes; returns how many, 0 where the descriptor takes none now.
