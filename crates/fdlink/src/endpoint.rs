@@ -249,9 +249,14 @@ impl Endpoint {
     ///
     /// [`WritePolicy::Wait`] takes one more descriptor for each of the link's, to wait on.
     pub fn with_write_policy(mut self, policy: WritePolicy) -> io::Result<Self> {
+        self.set_write_policy(policy)?;
+        Ok(self)
+    }
+
+    fn set_write_policy(&mut self, policy: WritePolicy) -> io::Result<()> {
         self.outlets.iter_mut().try_for_each(|outlet| outlet.prepare(policy))?;
         self.policy = policy;
-        Ok(self)
+        Ok(())
     }
 
     /// Ends the endpoint and gives its descriptors, for another process that goes on with them (by

@@ -94,7 +94,7 @@ counters! {
         would_block,
         /// Dropped by an endpoint's [`WritePolicy`](crate::endpoint::WritePolicy): no room in time.
         not_writable,
-        /// Dropped: the descriptor had ended for good.
+        /// Dropped: the descriptor had ended for good, or the queue was dropped with them.
         closed,
         /// Dropped: no buffer in the kernel (ENOBUFS).
         no_buffers,

@@ -605,3 +605,20 @@ fn a_panic_is_not_told_to_the_next_dispatcher() {
     endpoint.stop();
     assert_eq!(next(&new_events), Event::Closed(0, Closed::Stopped));
 }
+
+#[test]
+fn an_injectable_endpoint_waits_for_room_if_asked_to() {
+    let (ours, far) = seqpackets();
+    let link = adopt(vec![ours], &LinkOptions::new()).unwrap();
+    let policy = WritePolicy::Wait(3 * PATIENCE);
+    let endpoint = InjectableEndpoint::new(link).unwrap().with_write_policy(policy).unwrap();
+    assert_eq!(endpoint.report().mode, Mode::Readv);
+    let body = packet::pattern_packet(1000, 1);
+    let parts = [IoSlice::new(&body)];
+    let list = vec![TxPacket::new(MacAddr::BROADCAST, EtherType::IPV4, &parts); MANY];
+    let peer = Peer::on_socket(far, 0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| (0..MANY).all(|_| peer.recv(PATIENCE).unwrap().is_some()));
+        assert_eq!(endpoint.write_packets(&list).unwrap().sent, MANY);
+    });
+}

@@ -395,3 +395,18 @@ fn a_super_frame_that_never_finds_a_buffer_is_dropped_in_the_end() {
         assert!(tries > 10, "{tries}");
     });
 }
+
+#[test]
+fn what_waits_in_a_queue_that_is_dropped_is_counted() {
+    let mut out = Out::on_socket(Kind::Seqpacket, 16 << 10, 0);
+    let traffic = out.tcp(40);
+    let frame = traffic.partial();
+    // One that left in part, and two behind it.
+    assert_eq!(out.send(By::List, &[(&frame, traffic.offload())]).taken, 1);
+    let good = out.kind.frame(100, 1);
+    out.send(By::Slots, &[(&good, NOTHING), (&good, NOTHING)]);
+    let (queued, Out { tx, stats, .. }) = (out.tx.queued(), out);
+    assert_eq!((queued, stats.tx().closed), (3, 0));
+    drop(tx);
+    assert_eq!(stats.tx().closed, 3);
+}

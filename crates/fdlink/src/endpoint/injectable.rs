@@ -8,10 +8,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::batch::{MacAddr, RxBatch, RxDescriptor, RxMeta};
 use crate::dispatcher::{NetworkDispatcher, QueueIndex};
-use crate::endpoint::{AttachError, Endpoint, JoinError, LinkEndpoint, TxPacket};
+use crate::endpoint::{AttachError, Endpoint, JoinError, LinkEndpoint, TxPacket, WritePolicy};
 use crate::error::SetupError;
 use crate::link::{Capabilities, Link, LinkProperties};
 use crate::queue::{Closed, Sent};
+use crate::report::Report;
 use crate::stats::LinkStats;
 
 /// An endpoint without a receiving descriptor: outbound as any, inbound by
@@ -61,9 +62,24 @@ impl InjectableEndpoint {
         Ok(Self { endpoint, state: Mutex::new(State::Detached) })
     }
 
+    /// The same endpoint with another policy for packets that a descriptor has no room for.
+    ///
+    /// # Errors
+    ///
+    /// As [`Endpoint::with_write_policy`].
+    pub fn with_write_policy(mut self, policy: WritePolicy) -> io::Result<Self> {
+        self.endpoint.set_write_policy(policy)?;
+        Ok(self)
+    }
+
     /// What the link is.
     pub fn properties(&self) -> &LinkProperties {
         self.endpoint.properties()
+    }
+
+    /// What was asked for, what was got, and what was replaced.
+    pub fn report(&self) -> &Report {
+        self.endpoint.report()
     }
 
     /// Delivers one frame, link header included if the link has one. What is known of it is the

@@ -297,6 +297,12 @@ impl Transmit for Sender {
     }
 }
 
+impl Drop for Sender {
+    fn drop(&mut self) {
+        self.port.stats.tx.closed.add(self.queued() as u64);
+    }
+}
+
 /// Whether the vnet header that was written for a frame leaves it to be cut.
 pub(super) fn is_super_frame(vnet: &[u8]) -> bool {
     VnetHeader::parse(vnet).is_some_and(|header| header.is_super_frame())

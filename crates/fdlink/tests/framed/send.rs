@@ -187,3 +187,15 @@ fn vnet_headers_say_what_the_frame_says() {
     let sent = rig.tx.send(&[TxFrame::new(&short).with_offload(past_end)]).unwrap();
     assert_eq!((sent, rig.stats.tx().invalid), (Sent { taken: 1, sent: 0 }, 1));
 }
+
+#[test]
+fn what_waits_in_a_queue_that_is_dropped_is_counted() {
+    let mut rig = Rig::narrow(FramePrefix::Be32);
+    // A frame that began, and one behind it.
+    assert_eq!(rig.send(&[body(60_000, 1)]).taken, 1);
+    rig.tx.slot(100).unwrap().commit(100, TxOffload::default());
+    let Rig { tx, stats, .. } = rig;
+    assert_eq!((tx.queued(), stats.tx().frames, stats.tx().closed), (2, 1, 0));
+    drop(tx);
+    assert_eq!((stats.tx().frames, stats.tx().closed), (1, 1));
+}

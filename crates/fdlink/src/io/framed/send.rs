@@ -282,6 +282,14 @@ impl Transmit for StreamSender {
     }
 }
 
+impl Drop for StreamSender {
+    fn drop(&mut self) {
+        // The rest of a frame that a list began is of one that counts as sent.
+        let Ledger { way, slots, left, .. } = &self.ledger;
+        way.port.stats.tx.closed.add((slots.len() - left) as u64);
+    }
+}
+
 impl Ledger {
     /// Writes the leads of the slots that were committed since the last time.
     fn seal(&mut self, backlog: &mut [u8]) {
