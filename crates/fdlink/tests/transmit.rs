@@ -410,3 +410,26 @@ fn what_waits_in_a_queue_that_is_dropped_is_counted() {
     drop(tx);
     assert_eq!(stats.tx().closed, 3);
 }
+
+#[test]
+fn a_super_frame_with_vlan_tags_is_cut_behind_them() {
+    testkit::in_namespace(|| {
+        for kind in interfaces("a_super_frame_with_vlan_tags_is_cut_behind_them") {
+            if kind.header() == 0 {
+                continue;
+            }
+            let mut out = Out::new(*kind, &LinkOptions::new());
+            for (by, v6) in [(By::List, false), (By::Slots, true)] {
+                let traffic = Traffic { v6, udp: true, payload: 3000, mss: 1000, ..out.tcp(0) };
+                let offload = TxOffload { checksum: None, ..traffic.offload() };
+                let mut tagged = traffic.complete();
+                // Priority 2: the tag begins as an IPv4 header does.
+                tagged.splice(12..12, [0x81, 0x00, 0x45, 0x05]);
+                assert_eq!(out.send(by, &[(&tagged, offload)]), Sent { taken: 1, sent: 1 });
+                // The kernel takes the tag out of what it delivers.
+                traffic.check_segments(&out.recv_many(3));
+            }
+            assert_eq!((out.tx().segmented, out.tx().invalid), (2, 0));
+        }
+    });
+}
