@@ -311,9 +311,10 @@ impl LinkEndpoint for Endpoint {
         // Threads that did start may already wait for this lock.
         drop(state);
         started.map_err(|(error, left)| {
+            // Before the join, which lets others attach.
+            self.state().idle.extend(left);
             self.stop();
             let _ = self.join();
-            self.state().idle.extend(left);
             AttachError::Thread(error)
         })
     }
@@ -333,12 +334,14 @@ impl LinkEndpoint for Endpoint {
             return Err(JoinError::OwnThread);
         }
         let _only_one = self.joining.lock().unwrap_or_else(PoisonError::into_inner);
-        // The run stays in place until the threads have ended: they may still ask for it.
-        let threads = self.state().run.as_mut().map(Run::take_threads).unwrap_or_default();
-        let mut idle: Vec<_> = threads.into_iter().filter_map(run::Thread::join).collect();
-        idle.sort_by_key(|(index, _)| *index);
+        // The run stays in place until the threads have ended: they may still ask for it, and
+        // nobody attaches meanwhile. Without one there is nothing to let go of.
+        let threads = self.state().run.as_mut().map(Run::take_threads);
+        let Some(threads) = threads else { return Ok(()) };
+        let idle: Vec<_> = threads.into_iter().filter_map(run::Thread::join).collect();
         let mut state = self.state();
         state.idle.extend(idle);
+        state.idle.sort_by_key(|(index, _)| *index);
         state.run = None;
         Ok(())
     }

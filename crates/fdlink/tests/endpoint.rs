@@ -4,6 +4,7 @@
 mod common;
 
 use std::io::IoSlice;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
@@ -620,5 +621,32 @@ fn an_injectable_endpoint_waits_for_room_if_asked_to() {
     std::thread::scope(|scope| {
         scope.spawn(|| (0..MANY).all(|_| peer.recv(PATIENCE).unwrap().is_some()));
         assert_eq!(endpoint.write_packets(&list).unwrap().sent, MANY);
+    });
+}
+
+/// A join that finds nothing to wait for lets go of nothing that is attached meanwhile.
+#[test]
+fn joining_races_with_attaching() {
+    let (ours, _far) = seqpackets();
+    let endpoint = over(vec![ours], &LinkOptions::new());
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    endpoint.join().unwrap();
+                }
+            });
+        }
+        let mut lost = 0;
+        for _ in 0..300 {
+            let (dispatcher, _events) = recorder(|| {});
+            endpoint.attach(dispatcher).unwrap();
+            lost += u32::from(!endpoint.is_attached());
+            endpoint.stop();
+            endpoint.join().unwrap();
+        }
+        over.store(true, Ordering::Relaxed);
+        assert_eq!(lost, 0);
     });
 }
