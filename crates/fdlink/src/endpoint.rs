@@ -76,9 +76,9 @@ pub trait LinkEndpoint: Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`io::ErrorKind::WouldBlock`] where the descriptor had no room and
-    /// [`io::ErrorKind::InvalidInput`] where the frame was refused, both counted, and what ends the
-    /// descriptor for good.
+    /// [`io::ErrorKind::WouldBlock`] where the descriptor had no room,
+    /// [`io::ErrorKind::InvalidInput`] where the frame was refused, and what has ended the descriptor
+    /// for good; each is counted.
     fn write_raw(&self, frame: &[u8]) -> io::Result<()>;
 
     /// The IP MTU: the link's, or what [`set_mtu`](Self::set_mtu) made of it.
