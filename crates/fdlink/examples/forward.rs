@@ -1,6 +1,7 @@
 //! A cable between two interfaces: `forward A B [FRAMES]`. What one receives leaves on the other:
 //! super-frames as super-frames, with the checksums that the sender left to others left to others,
-//! so that nothing is computed or cut on the way.
+//! so that nothing is computed or cut on the way. VLAN tags, which the kernel takes out of what it
+//! gives (`RxMeta::vlan`), are not put back.
 #![expect(clippy::print_stdout, reason = "results go to stdout")]
 
 use std::io::IoSlice;
@@ -25,6 +26,11 @@ fn pump(
                     // Where there is no room the frame waits, and the sender behind it.
                     while tx.send(&list)?.taken == 0 {
                         wait(tx.wakeup(), PollFlags::OUT)?;
+                    }
+                    // Of a super-frame that the kernel refused and that was cut, some may be left.
+                    while tx.queued() > 0 {
+                        wait(tx.wakeup(), PollFlags::OUT)?;
+                        tx.flush()?;
                     }
                     moved += 1;
                 }

@@ -76,9 +76,9 @@ pub trait LinkEndpoint: Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`io::ErrorKind::WouldBlock`] where the descriptor had no room and
-    /// [`io::ErrorKind::InvalidInput`] where the frame was refused, both counted, and what ends the
-    /// descriptor for good.
+    /// [`io::ErrorKind::WouldBlock`] where the descriptor had no room,
+    /// [`io::ErrorKind::InvalidInput`] where the frame was refused, and what has ended the descriptor
+    /// for good; each is counted.
     fn write_raw(&self, frame: &[u8]) -> io::Result<()>;
 
     /// The IP MTU: the link's, or what [`set_mtu`](Self::set_mtu) made of it.
@@ -249,9 +249,14 @@ impl Endpoint {
     ///
     /// [`WritePolicy::Wait`] takes one more descriptor for each of the link's, to wait on.
     pub fn with_write_policy(mut self, policy: WritePolicy) -> io::Result<Self> {
+        self.set_write_policy(policy)?;
+        Ok(self)
+    }
+
+    fn set_write_policy(&mut self, policy: WritePolicy) -> io::Result<()> {
         self.outlets.iter_mut().try_for_each(|outlet| outlet.prepare(policy))?;
         self.policy = policy;
-        Ok(self)
+        Ok(())
     }
 
     /// Ends the endpoint and gives its descriptors, for another process that goes on with them (by
@@ -306,9 +311,10 @@ impl LinkEndpoint for Endpoint {
         // Threads that did start may already wait for this lock.
         drop(state);
         started.map_err(|(error, left)| {
+            // Before the join, which lets others attach.
+            self.state().idle.extend(left);
             self.stop();
             let _ = self.join();
-            self.state().idle.extend(left);
             AttachError::Thread(error)
         })
     }
@@ -328,12 +334,14 @@ impl LinkEndpoint for Endpoint {
             return Err(JoinError::OwnThread);
         }
         let _only_one = self.joining.lock().unwrap_or_else(PoisonError::into_inner);
-        // The run stays in place until the threads have ended: they may still ask for it.
-        let threads = self.state().run.as_mut().map(Run::take_threads).unwrap_or_default();
-        let mut idle: Vec<_> = threads.into_iter().filter_map(run::Thread::join).collect();
-        idle.sort_by_key(|(index, _)| *index);
+        // The run stays in place until the threads have ended: they may still ask for it, and
+        // nobody attaches meanwhile. Without one there is nothing to let go of.
+        let threads = self.state().run.as_mut().map(Run::take_threads);
+        let Some(threads) = threads else { return Ok(()) };
+        let idle: Vec<_> = threads.into_iter().filter_map(run::Thread::join).collect();
         let mut state = self.state();
         state.idle.extend(idle);
+        state.idle.sort_by_key(|(index, _)| *index);
         state.run = None;
         Ok(())
     }

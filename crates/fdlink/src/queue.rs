@@ -118,10 +118,12 @@ pub trait Transmit: Send {
     /// where there is no vnet header to leave it by, and a super-frame is cut there, and where the
     /// kernel refuses it. One that is cut may leave in part before the descriptor is full. Then it
     /// was taken, and the rest of it is [`queued`](Self::queued) and leaves before anything else.
+    /// (A [framed stream](crate::link::adopt_framed) does none of this: it refuses such frames.)
     ///
     /// # Errors
     ///
-    /// Only what ends the descriptor for good.
+    /// Only what ends the descriptor for good, and only if nothing of the list was dealt with before
+    /// it showed: then the list is cut short, and the next call tells.
     fn send(&mut self, frames: &[TxFrame<'_>]) -> io::Result<Sent>;
 
     /// Memory for a frame of `len` bytes, link header included; flushes by itself where that makes
@@ -152,6 +154,17 @@ pub struct Sent {
     pub taken: usize,
     /// Frames that left; a super-frame that left in part, its rest queued, is one of them.
     pub sent: usize,
+}
+
+impl Sent {
+    /// What a call tells that ended so. Frames that were dealt with before an error are told of
+    /// now; an error that ends the descriptor shows again.
+    pub(crate) fn before(self, end: io::Result<()>) -> io::Result<Self> {
+        match end {
+            Err(error) if self.taken == 0 => Err(error),
+            _ => Ok(self),
+        }
+    }
 }
 
 /// Both directions of one descriptor.

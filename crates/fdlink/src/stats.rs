@@ -94,7 +94,7 @@ counters! {
         would_block,
         /// Dropped by an endpoint's [`WritePolicy`](crate::endpoint::WritePolicy): no room in time.
         not_writable,
-        /// Dropped: the descriptor had ended for good.
+        /// Dropped: the descriptor had ended for good, or the queue was dropped with them.
         closed,
         /// Dropped: no buffer in the kernel (ENOBUFS).
         no_buffers,
@@ -105,7 +105,8 @@ counters! {
         invalid,
         /// Dropped: the link was down (ENETDOWN, or EIO on a TUN).
         link_down,
-        /// Dropped: the peer of a datagram socket is gone (ECONNREFUSED).
+        /// Dropped: the peer of a datagram socket is gone (ECONNREFUSED, or EPIPE, ECONNRESET and
+        /// ENOTCONN there).
         peer_gone,
         /// Dropped: the kernel took less than the whole frame.
         short_write,

@@ -4,16 +4,20 @@
 mod common;
 
 use std::io::IoSlice;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use common::recorder::{Event, next, over, recorder};
 use common::{Kind, PATIENCE, QUIET, seqpackets};
 use fdlink::batch::RxMeta;
-use fdlink::link::adopt;
+use fdlink::link::{FramePrefix, adopt};
+use fdlink::queue::Wakeup;
+use fdlink::stats::LinkStats;
 use fdlink::{
-    AttachError, Closed, Endpoint, EtherType, HandOverError, InjectError, InjectableEndpoint,
-    JoinError, LinkEndpoint, LinkOptions, MacAddr, Mode, TxPacket, WritePolicy,
+    AttachError, Closed, Endpoint, EtherType, FdLink, HandOverError, InjectError,
+    InjectableEndpoint, JoinError, Link, LinkEndpoint, LinkOptions, LinkProperties, MacAddr, Mode,
+    QueuePair, Report, Sent, SetupError, Transmit, TxFrame, TxPacket, TxSlot, WritePolicy,
 };
 use testkit::{Peer, packet};
 
@@ -467,5 +471,189 @@ fn every_kind_and_mode_delivers_and_stops() {
                 assert_eq!(next(&events), Event::Closed(0, Closed::Stopped));
             }
         }
+    });
+}
+
+/// What was refused before the descriptor's end showed is not told of twice.
+#[test]
+fn each_packet_is_counted_once_where_the_descriptor_ends_in_the_middle() {
+    let framed = || {
+        let (ours, far) = std::os::unix::net::UnixStream::pair().unwrap();
+        let link = fdlink::link::adopt_framed(ours.into(), FramePrefix::Be16, &LinkOptions::new());
+        (Endpoint::new(link.unwrap()).unwrap(), std::os::fd::OwnedFd::from(far))
+    };
+    let seqpacket = || {
+        let (ours, far) = seqpackets();
+        (over(vec![ours], &LinkOptions::new().ethernet(true)), far)
+    };
+    for (endpoint, far) in [framed(), seqpacket()] {
+        drop(far);
+        let (long, short) = ([0x45; 65536], [0x45; 100]);
+        let [long, short] = [[IoSlice::new(&long)], [IoSlice::new(&short)]];
+        let packet = |parts| TxPacket::new(MacAddr::BROADCAST, EtherType::IPV4, parts);
+        let list = [packet(&long), packet(&short), packet(&short)];
+        let tx = || endpoint.stats().tx();
+        let sum = || tx().frames + tx().too_long + tx().closed + tx().not_writable;
+        // Whether the end is told now or with the next list, nothing was sent.
+        assert!(endpoint.write_packets(&list).is_ok_and(|sent| sent.sent == 0) || tx().closed == 2);
+        assert_eq!((sum(), tx().too_long), (3, 1), "{endpoint:?}");
+        let error = endpoint.write_packets(&list[1..]).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::BrokenPipe);
+        let error = endpoint.write_raw(&[0x45; 100]).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::BrokenPipe);
+        assert_eq!(sum(), 3 + 2 + 1, "{endpoint:?}");
+    }
+}
+
+/// More than a clock can say is no bound, not none at all.
+#[test]
+fn waiting_without_an_end_waits() {
+    let (ours, far) = seqpackets();
+    let policy = WritePolicy::Wait(Duration::MAX);
+    let endpoint = over(vec![ours], &LinkOptions::new()).with_write_policy(policy).unwrap();
+    let body = packet::pattern_packet(1000, 1);
+    let parts = [IoSlice::new(&body)];
+    let list = vec![TxPacket::new(MacAddr::BROADCAST, EtherType::IPV4, &parts); MANY];
+    let peer = Peer::on_socket(far, 0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| (0..MANY).all(|_| peer.recv(PATIENCE).unwrap().is_some()));
+        assert_eq!(endpoint.write_packets(&list).unwrap().sent, MANY);
+    });
+    assert!(endpoint.stats().tx().would_block > 0, "nothing to wait for");
+}
+
+/// A link as somebody else may make it: over another one, with a word of its own about waiting.
+struct Impatient(FdLink);
+
+impl Link for Impatient {
+    fn properties(&self) -> &LinkProperties {
+        self.0.properties()
+    }
+
+    fn report(&self) -> &Report {
+        self.0.report()
+    }
+
+    fn stats(&self) -> LinkStats {
+        self.0.stats()
+    }
+
+    fn into_queues(self: Box<Self>) -> Result<Vec<QueuePair>, SetupError> {
+        let pairs = Box::new(self.0).into_queues()?;
+        let wrap =
+            |QueuePair { rx, tx }: QueuePair| QueuePair { rx, tx: Box::new(ImpatientWayOut(tx)) };
+        Ok(pairs.into_iter().map(wrap).collect())
+    }
+}
+
+struct ImpatientWayOut(Box<dyn Transmit>);
+
+impl Transmit for ImpatientWayOut {
+    fn send(&mut self, frames: &[TxFrame<'_>]) -> std::io::Result<Sent> {
+        self.0.send(frames)
+    }
+
+    fn slot(&mut self, len: usize) -> Option<TxSlot<'_>> {
+        self.0.slot(len)
+    }
+
+    fn flush(&mut self) -> std::io::Result<Sent> {
+        self.0.flush()
+    }
+
+    fn queued(&self) -> usize {
+        self.0.queued()
+    }
+
+    fn wakeup(&self) -> Wakeup<'_> {
+        Wakeup { after: Some(2 * PATIENCE), ..self.0.wakeup() }
+    }
+}
+
+#[test]
+fn waiting_ends_with_whichever_comes_first() {
+    let (ours, far) = seqpackets();
+    let link = Impatient(adopt(vec![ours], &LinkOptions::new()).unwrap());
+    let policy = WritePolicy::Wait(3 * PATIENCE);
+    let endpoint = Endpoint::new(link).unwrap().with_write_policy(policy).unwrap();
+    let body = packet::pattern_packet(1000, 1);
+    let parts = [IoSlice::new(&body)];
+    let list = vec![TxPacket::new(MacAddr::BROADCAST, EtherType::IPV4, &parts); MANY];
+    let peer = Peer::on_socket(far, 0);
+    let begin = Instant::now();
+    std::thread::scope(|scope| {
+        scope.spawn(|| (0..MANY).all(|_| peer.recv(3 * PATIENCE).unwrap().is_some()));
+        assert_eq!(endpoint.write_packets(&list).unwrap().sent, MANY);
+    });
+    assert!(endpoint.stats().tx().would_block > 0, "nothing to wait for");
+    assert!(begin.elapsed() < PATIENCE, "room was not seen: {:?}", begin.elapsed());
+}
+
+/// Whoever is told that the injecting has ended is the one whose delivery panicked.
+#[test]
+fn a_panic_is_not_told_to_the_next_dispatcher() {
+    let link = adopt(vec![seqpackets().0], &LinkOptions::new()).unwrap();
+    let endpoint = Arc::new(InjectableEndpoint::new(link).unwrap());
+    let (new, new_events) = recorder(|| {});
+    let weak = Arc::downgrade(&endpoint);
+    let (old, old_events) = recorder(move || {
+        let endpoint = weak.upgrade().unwrap();
+        endpoint.stop();
+        endpoint.join().unwrap();
+        endpoint.attach(Arc::clone(&new)).unwrap();
+        panic!("on purpose");
+    });
+    endpoint.attach(old).unwrap();
+    let (mut frame, meta) = ([0x45; 20], RxMeta::default());
+    assert_eq!(endpoint.inject(&mut frame, meta), Err(InjectError::Panicked));
+    assert_eq!(next(&old_events), Event::Frame(0, frame.to_vec()));
+    assert_eq!(next(&old_events), Event::Closed(0, Closed::Stopped));
+    endpoint.inject(&mut frame, meta).unwrap();
+    assert_eq!(next(&new_events), Event::Frame(0, frame.to_vec()));
+    endpoint.stop();
+    assert_eq!(next(&new_events), Event::Closed(0, Closed::Stopped));
+}
+
+#[test]
+fn an_injectable_endpoint_waits_for_room_if_asked_to() {
+    let (ours, far) = seqpackets();
+    let link = adopt(vec![ours], &LinkOptions::new()).unwrap();
+    let policy = WritePolicy::Wait(3 * PATIENCE);
+    let endpoint = InjectableEndpoint::new(link).unwrap().with_write_policy(policy).unwrap();
+    assert_eq!(endpoint.report().mode, Mode::Readv);
+    let body = packet::pattern_packet(1000, 1);
+    let parts = [IoSlice::new(&body)];
+    let list = vec![TxPacket::new(MacAddr::BROADCAST, EtherType::IPV4, &parts); MANY];
+    let peer = Peer::on_socket(far, 0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| (0..MANY).all(|_| peer.recv(PATIENCE).unwrap().is_some()));
+        assert_eq!(endpoint.write_packets(&list).unwrap().sent, MANY);
+    });
+}
+
+/// A join that finds nothing to wait for lets go of nothing that is attached meanwhile.
+#[test]
+fn joining_races_with_attaching() {
+    let (ours, _far) = seqpackets();
+    let endpoint = over(vec![ours], &LinkOptions::new());
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    endpoint.join().unwrap();
+                }
+            });
+        }
+        let mut lost = 0;
+        for _ in 0..300 {
+            let (dispatcher, _events) = recorder(|| {});
+            endpoint.attach(dispatcher).unwrap();
+            lost += u32::from(!endpoint.is_attached());
+            endpoint.stop();
+            endpoint.join().unwrap();
+        }
+        over.store(true, Ordering::Relaxed);
+        assert_eq!(lost, 0);
     });
 }

@@ -369,3 +369,67 @@ fn header_lengths_are_the_frames_own() {
     let (vnet, arrived) = out.peer.recv_with(PATIENCE).unwrap().unwrap();
     assert_eq!((VnetHeader::parse(&vnet).unwrap().hdr_len, arrived), (52, frame));
 }
+
+/// No segment ever finds a buffer: the frame is the caller's for some tries, and dropped then.
+#[test]
+fn a_super_frame_that_never_finds_a_buffer_is_dropped_in_the_end() {
+    testkit::in_namespace(|| {
+        const NAME: &str = "a_super_frame_that_never_finds_a_buffer_is_dropped_in_the_end";
+        let mut out = Out::new(Kind::Packet, &LinkOptions::new());
+        let mut tc = std::process::Command::new("tc");
+        tc.args(["qdisc", "add", "dev", &out.interface, "root", "bfifo", "limit", "1"]);
+        match tc.output() {
+            Ok(output) if output.status.success() => {}
+            other => return testkit::skip(NAME, &format!("tc: {other:?}")),
+        }
+        let traffic = out.tcp(3);
+        let frame = traffic.complete();
+        let offload = TxOffload { checksum: None, ..traffic.offload() };
+        let mut tries = 0;
+        while out.tx().no_buffers == 0 {
+            tries += 1;
+            assert!(tries < 1000, "for ever");
+            let sent = out.send(By::List, &[(&frame, offload)]);
+            assert_eq!(sent.sent, 0);
+        }
+        assert!(tries > 10, "{tries}");
+    });
+}
+
+#[test]
+fn what_waits_in_a_queue_that_is_dropped_is_counted() {
+    let mut out = Out::on_socket(Kind::Seqpacket, 16 << 10, 0);
+    let traffic = out.tcp(40);
+    let frame = traffic.partial();
+    // One that left in part, and two behind it.
+    assert_eq!(out.send(By::List, &[(&frame, traffic.offload())]).taken, 1);
+    let good = out.kind.frame(100, 1);
+    out.send(By::Slots, &[(&good, NOTHING), (&good, NOTHING)]);
+    let (queued, Out { tx, stats, .. }) = (out.tx.queued(), out);
+    assert_eq!((queued, stats.tx().closed), (3, 0));
+    drop(tx);
+    assert_eq!(stats.tx().closed, 3);
+}
+
+#[test]
+fn a_super_frame_with_vlan_tags_is_cut_behind_them() {
+    testkit::in_namespace(|| {
+        for kind in interfaces("a_super_frame_with_vlan_tags_is_cut_behind_them") {
+            if kind.header() == 0 {
+                continue;
+            }
+            let mut out = Out::new(*kind, &LinkOptions::new());
+            for (by, v6) in [(By::List, false), (By::Slots, true)] {
+                let traffic = Traffic { v6, udp: true, payload: 3000, mss: 1000, ..out.tcp(0) };
+                let offload = TxOffload { checksum: None, ..traffic.offload() };
+                let mut tagged = traffic.complete();
+                // Priority 2: the tag begins as an IPv4 header does.
+                tagged.splice(12..12, [0x81, 0x00, 0x45, 0x05]);
+                assert_eq!(out.send(by, &[(&tagged, offload)]), Sent { taken: 1, sent: 1 });
+                // The kernel takes the tag out of what it delivers.
+                traffic.check_segments(&out.recv_many(3));
+            }
+            assert_eq!((out.tx().segmented, out.tx().invalid), (2, 0));
+        }
+    });
+}

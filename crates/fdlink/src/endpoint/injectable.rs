@@ -8,10 +8,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::batch::{MacAddr, RxBatch, RxDescriptor, RxMeta};
 use crate::dispatcher::{NetworkDispatcher, QueueIndex};
-use crate::endpoint::{AttachError, Endpoint, JoinError, LinkEndpoint, TxPacket};
+use crate::endpoint::{AttachError, Endpoint, JoinError, LinkEndpoint, TxPacket, WritePolicy};
 use crate::error::SetupError;
 use crate::link::{Capabilities, Link, LinkProperties};
 use crate::queue::{Closed, Sent};
+use crate::report::Report;
 use crate::stats::LinkStats;
 
 /// An endpoint without a receiving descriptor: outbound as any, inbound by
@@ -61,9 +62,24 @@ impl InjectableEndpoint {
         Ok(Self { endpoint, state: Mutex::new(State::Detached) })
     }
 
+    /// The same endpoint with another policy for packets that a descriptor has no room for.
+    ///
+    /// # Errors
+    ///
+    /// As [`Endpoint::with_write_policy`].
+    pub fn with_write_policy(mut self, policy: WritePolicy) -> io::Result<Self> {
+        self.endpoint.set_write_policy(policy)?;
+        Ok(self)
+    }
+
     /// What the link is.
     pub fn properties(&self) -> &LinkProperties {
         self.endpoint.properties()
+    }
+
+    /// What was asked for, what was got, and what was replaced.
+    pub fn report(&self) -> &Report {
+        self.endpoint.report()
     }
 
     /// Delivers one frame, link header included if the link has one. What is known of it is the
@@ -90,7 +106,8 @@ impl InjectableEndpoint {
             return Err(InjectError::NotAttached);
         };
         catch_unwind(AssertUnwindSafe(|| dispatcher.deliver(QUEUE, batch))).map_err(|_| {
-            self.end(&Closed::Panicked);
+            // It may have been let go of meanwhile, and another one be attached.
+            self.end(&Closed::Panicked, |attached| Arc::ptr_eq(attached, &dispatcher));
             InjectError::Panicked
         })
     }
@@ -99,19 +116,20 @@ impl InjectableEndpoint {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets go of the dispatcher, after telling it why.
-    fn end(&self, why: &Closed) {
-        let attached = {
+    /// Lets go of the dispatcher, if it is the one that is meant, and tells it why.
+    fn end(&self, why: &Closed, meant: impl Fn(&Arc<dyn NetworkDispatcher>) -> bool) {
+        let dispatcher = {
             let mut state = self.state();
-            if !matches!(*state, State::Attached(_)) {
+            let State::Attached(dispatcher) = &*state else { return };
+            if !meant(dispatcher) {
                 return;
             }
-            std::mem::replace(&mut *state, State::Ended)
+            let dispatcher = Arc::clone(dispatcher);
+            *state = State::Ended;
+            dispatcher
         };
-        if let State::Attached(dispatcher) = attached {
-            // A panic in the notice ends nothing that has not ended already.
-            drop(catch_unwind(AssertUnwindSafe(|| dispatcher.closed(QUEUE, why))));
-        }
+        // A panic in the notice ends nothing that has not ended already.
+        drop(catch_unwind(AssertUnwindSafe(|| dispatcher.closed(QUEUE, why))));
     }
 }
 
@@ -130,7 +148,7 @@ impl LinkEndpoint for InjectableEndpoint {
     }
 
     fn stop(&self) {
-        self.end(&Closed::Stopped);
+        self.end(&Closed::Stopped, |_| true);
     }
 
     fn join(&self) -> Result<(), JoinError> {

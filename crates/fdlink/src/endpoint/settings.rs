@@ -29,7 +29,7 @@ impl Settings {
     }
 
     pub(super) fn set_mtu(&self, mtu: u32, properties: &LinkProperties) -> Result<(), SetupError> {
-        let most = properties.max_frame_len - properties.link_header.len();
+        let most = properties.max_frame_len.saturating_sub(properties.link_header.len());
         if mtu < MIN_MTU || mtu as usize > most {
             return Err(SetupError::Option {
                 option: "mtu",

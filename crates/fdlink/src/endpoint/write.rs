@@ -15,14 +15,15 @@ use std::time::{Duration, Instant};
 use crate::batch::{LinkHeader, TxFrame, ethernet_header};
 use crate::endpoint::{Endpoint, TxPacket};
 use crate::offload::flow_hash;
-use crate::queue::{Sent, Transmit};
+use crate::queue::{Sent, Transmit, Wakeup};
 use crate::sys::poll;
 
 /// What becomes of packets that a descriptor has no room for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum WritePolicy {
-    /// They are dropped and counted (`not_writable`).
+    /// They are dropped and counted (`not_writable`). Of one that left in part (on a stream, or cut
+    /// into segments) the rest leaves with the next packet.
     #[default]
     Drop,
     /// The caller waits for room, so long for a whole list; what has none by then is dropped and
@@ -35,10 +36,17 @@ impl WritePolicy {
     fn deadline(self) -> Option<Instant> {
         match self {
             Self::Drop => None,
-            Self::Wait(bound) => Instant::now().checked_add(bound),
+            Self::Wait(bound) => {
+                let now = Instant::now();
+                // A bound that the clock cannot say is none: decades are as good.
+                now.checked_add(bound).or_else(|| now.checked_add(DECADES))
+            }
         }
     }
 }
+
+/// Longer than anything runs, and what every clock can add.
+const DECADES: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
 
 /// Packets looked at together: the most that one sendmmsg takes (UIO_MAXIOV, linux/uio.h).
 const WINDOW: usize = 1024;
@@ -85,14 +93,16 @@ impl Outlet {
         tx: MutexGuard<'a, Box<dyn Transmit>>,
         until: Instant,
     ) -> MutexGuard<'a, Box<dyn Transmit>> {
-        let after = tx.wakeup().after;
+        let Wakeup { descriptor, after } = tx.wakeup();
+        let watch = self.watch.as_ref().filter(|_| descriptor.is_some());
         drop(tx);
         let left = until.saturating_duration_since(Instant::now());
-        match (after, &self.watch) {
-            (Some(after), _) => std::thread::sleep(after.min(left)),
-            (None, Some(fd)) => poll::wait_writable(fd.as_fd(), left),
+        let time = after.map_or(left, |after| after.min(left));
+        match watch {
+            Some(fd) => poll::wait_writable(fd.as_fd(), time),
+            None if after.is_some() => std::thread::sleep(time),
             // No link of this crate has neither; one that has is asked again a little later.
-            (None, None) => std::thread::sleep(left.min(Duration::from_millis(1))),
+            None => std::thread::sleep(left.min(Duration::from_millis(1))),
         }
         self.lock()
     }
@@ -138,63 +148,71 @@ impl Endpoint {
         let parts = [IoSlice::new(frame)];
         let until = self.policy.deadline();
         let mut tx = outlet.lock();
-        loop {
-            match (tx.send(&[TxFrame::new(&parts)])?, until) {
-                (Sent { sent: 1, .. }, _) => {
+        let fatal = loop {
+            match (tx.send(&[TxFrame::new(&parts)]), until) {
+                (Err(error), _) => break Some(error),
+                (Ok(Sent { sent: 1, .. }), _) => {
                     outlet.finish(tx, until);
                     return Ok(());
                 }
-                (Sent { taken: 1, .. }, _) => return Err(io::ErrorKind::InvalidInput.into()),
+                (Ok(Sent { taken: 1, .. }), _) => return Err(io::ErrorKind::InvalidInput.into()),
                 (_, Some(until)) if Instant::now() < until => tx = outlet.wait(tx, until),
-                _ => break,
+                _ => break None,
             }
-        }
+        };
+        self.count_dropped(queue, 1, fatal.is_some());
+        Err(fatal.unwrap_or_else(|| io::ErrorKind::WouldBlock.into()))
+    }
+
+    /// Counts packets that did not get as far as a queue that is locked: a counter has one writer.
+    fn count_dropped(&self, queue: usize, packets: usize, ended: bool) {
         if let Some(stats) = self.stats.queues().get(queue) {
-            stats.tx.not_writable.add(1);
+            let reason = if ended { &stats.tx.closed } else { &stats.tx.not_writable };
+            reason.add(packets as u64);
         }
-        Err(io::ErrorKind::WouldBlock.into())
     }
 
     /// Sends at most [`WINDOW`] packets, a descriptor at a time.
     fn write_window(&self, packets: &[TxPacket<'_>], progress: &mut Progress) {
+        if self.outlets.len() < 2 || packets.len() < 2 {
+            let queue = packets.first().map_or(0, |first| self.queue_of(first));
+            return self.write_group(queue, packets.iter(), progress);
+        }
         let mut queues = [0; WINDOW];
-        let queues = &mut queues[..packets.len()];
-        if self.outlets.len() > 1 {
-            for (queue, packet) in queues.iter_mut().zip(packets) {
-                *queue = self.queue_of(packet);
-            }
+        for (queue, packet) in queues.iter_mut().zip(packets) {
+            *queue = self.queue_of(packet);
         }
         for first in 0..packets.len() {
-            if queues[first] != DONE {
-                self.write_group(packets, queues, first, progress);
+            let queue = queues[first];
+            if queue != DONE {
+                let rest = queues[first..].iter_mut().zip(&packets[first..]);
+                let group = rest.filter_map(|(mark, packet)| {
+                    let member = *mark == queue;
+                    member.then(|| {
+                        *mark = DONE;
+                        packet
+                    })
+                });
+                self.write_group(queue, group, progress);
             }
         }
     }
 
-    /// Sends the packets from `first` on that are meant for the same queue, and marks them.
-    fn write_group(
+    /// Sends packets that are meant for the same queue.
+    fn write_group<'a>(
         &self,
-        packets: &[TxPacket<'_>],
-        queues: &mut [usize],
-        first: usize,
+        queue: usize,
+        mut group: impl Iterator<Item = &'a TxPacket<'a>>,
         progress: &mut Progress,
     ) {
-        let queue = queues[first];
-        let mut members = (first..packets.len()).filter(|index| {
-            let member = queues[*index] == queue;
-            if member {
-                queues[*index] = DONE;
-            }
-            member
-        });
         let Some(outlet) = self.outlets.get(queue) else { return };
         let mut tx = outlet.lock();
         let (mut dropped, mut fatal) = (0, None);
         loop {
             let mut frames = [TxFrame::new(&[]); CHUNK];
             let mut count = 0;
-            for (frame, index) in frames.iter_mut().zip(members.by_ref()) {
-                *frame = self.frame(&packets[index]);
+            for (frame, packet) in frames.iter_mut().zip(group.by_ref()) {
+                *frame = self.frame(packet);
                 count += 1;
             }
             let mut left = &frames[..count];
@@ -221,11 +239,7 @@ impl Endpoint {
                 break;
             }
         }
-        if let Some(stats) = self.stats.queues().get(queue).filter(|_| dropped > 0) {
-            // The lock is held: a counter has one writer.
-            let reason = if fatal.is_some() { &stats.tx.closed } else { &stats.tx.not_writable };
-            reason.add(dropped as u64);
-        }
+        self.count_dropped(queue, dropped, fatal.is_some());
         outlet.finish(tx, progress.until);
         progress.fatal = progress.fatal.take().or(fatal);
     }

@@ -21,14 +21,13 @@ mod cut;
 mod gathered;
 mod ledger;
 mod verdict;
-mod way;
+pub(super) mod way;
 
 use std::io;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
 use self::cut::{Cutter, Progress};
-use self::gathered::Stop;
 use self::ledger::{Cut, Ledger};
 use self::verdict::{Gone, Verdict, is_refusal};
 use self::way::Way;
@@ -83,7 +82,7 @@ impl Sender {
     /// Sends the slots at the head that leave as they are, or finds how the first one does.
     fn send_slots(&mut self, sent: &mut Sent) -> io::Result<()> {
         let run = self.prepare_slots();
-        let Self { port, outgoing, arena, ledger, .. } = self;
+        let Self { port, outgoing, arena, ledger, starved, .. } = self;
         let vnet = port.vnet_header;
         let waiting = &ledger.waiting()[..run];
         let gone = match waiting {
@@ -114,6 +113,7 @@ impl Sender {
             }
             sent.sent += count;
         }
+        *starved = 0;
         sent.taken += gone.count();
         ledger.advance(gone.count());
         Ok(())
@@ -143,13 +143,14 @@ impl Sender {
 
     /// Decides about the slot at the head, which does not leave as it is.
     fn find_way(&mut self, sent: &mut Sent) -> io::Result<()> {
-        let Self { port, arena, ledger, .. } = self;
+        let Self { port, arena, ledger, starved, .. } = self;
         let Some(slot) = ledger.waiting().first() else { return Ok(()) };
         let frame = &arena[slot.range(port.vnet_header)][port.vnet_header..];
         match port.way(frame.len(), slot.offload, |at| frame.get(at).copied()) {
             Way::Cut(run) => ledger.cut = Some(Cut::into_runs(run)),
             Way::Refused(counter) => {
                 counter.add(1);
+                *starved = 0;
                 sent.taken += 1;
                 ledger.advance(1);
             }
@@ -182,6 +183,7 @@ impl Sender {
             sent.taken += 1;
             sent.sent += usize::from(!cut.lossy);
         }
+        *starved = 0;
         ledger.advance(1);
         Ok(())
     }
@@ -213,6 +215,39 @@ impl Sender {
         }
         refused
     }
+
+    /// Sends what waits in the arena, until all has left or the descriptor is full.
+    fn send_queued(&mut self, sent: &mut Sent) -> io::Result<()> {
+        while self.queued() > 0 {
+            let result = match self.ledger.cut {
+                Some(cut) => self.send_pieces(cut, sent),
+                None => self.send_slots(sent),
+            };
+            let Err(error) = result else { continue };
+            if is_refusal(&error) && self.cut_refused() {
+                continue;
+            }
+            match self.port.verdict(error) {
+                Verdict::Again => {}
+                Verdict::Drop => self.drop_next(sent),
+                Verdict::NoBuffers if self.starved >= NO_BUFFERS_TRIES => {
+                    self.port.stats.tx.no_buffers.add(1);
+                    self.drop_next(sent);
+                }
+                Verdict::NoBuffers => {
+                    self.starved += 1;
+                    self.port.stats.tx.would_block.add(1);
+                    break;
+                }
+                Verdict::Full => {
+                    self.starved = 0;
+                    break;
+                }
+                Verdict::Fatal(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Transmit for Sender {
@@ -224,18 +259,8 @@ impl Transmit for Sender {
                 return Ok(sent);
             }
         }
-        while sent.taken < frames.len() {
-            let run = match self.send_whole(&frames[sent.taken..], &mut sent)? {
-                Stop::Done => continue,
-                Stop::Full => break,
-                Stop::KernelRefused => Some(1),
-                Stop::NotWhole => None,
-            };
-            if self.send_worked(&frames[sent.taken..], run, &mut sent)? {
-                break;
-            }
-        }
-        Ok(sent)
+        let end = self.send_list(frames, &mut sent);
+        sent.before(end)
     }
 
     fn slot(&mut self, len: usize) -> Option<TxSlot<'_>> {
@@ -255,38 +280,8 @@ impl Transmit for Sender {
 
     fn flush(&mut self) -> io::Result<Sent> {
         let mut sent = Sent::default();
-        while self.queued() > 0 {
-            let result = match self.ledger.cut {
-                Some(cut) => self.send_pieces(cut, &mut sent),
-                None => self.send_slots(&mut sent),
-            };
-            let Err(error) = result else {
-                self.starved = 0;
-                continue;
-            };
-            if is_refusal(&error) && self.cut_refused() {
-                continue;
-            }
-            match self.port.verdict(error) {
-                Verdict::Again => {}
-                Verdict::Drop => self.drop_next(&mut sent),
-                Verdict::NoBuffers if self.starved >= NO_BUFFERS_TRIES => {
-                    self.port.stats.tx.no_buffers.add(1);
-                    self.drop_next(&mut sent);
-                }
-                Verdict::NoBuffers => {
-                    self.starved += 1;
-                    self.port.stats.tx.would_block.add(1);
-                    break;
-                }
-                Verdict::Full => {
-                    self.starved = 0;
-                    break;
-                }
-                Verdict::Fatal(error) => return Err(error),
-            }
-        }
-        Ok(sent)
+        let end = self.send_queued(&mut sent);
+        sent.before(end)
     }
 
     fn queued(&self) -> usize {
@@ -302,8 +297,14 @@ impl Transmit for Sender {
     }
 }
 
+impl Drop for Sender {
+    fn drop(&mut self) {
+        self.port.stats.tx.closed.add(self.queued() as u64);
+    }
+}
+
 /// Whether the vnet header that was written for a frame leaves it to be cut.
-fn is_super_frame(vnet: &[u8]) -> bool {
+pub(super) fn is_super_frame(vnet: &[u8]) -> bool {
     VnetHeader::parse(vnet).is_some_and(|header| header.is_super_frame())
 }
 

@@ -3,9 +3,10 @@
 use std::io::IoSlice;
 
 use fdlink::link::FramePrefix;
-use fdlink::offload::vnet::{ChecksumField, TxOffload};
-use fdlink::{Sent, TxFrame};
+use fdlink::offload::vnet::{ChecksumField, Gso, TxOffload, VnetHeader};
+use fdlink::{LinkOptions, Sent, TxFrame};
 
+use crate::common::traffic::{MSS, Traffic};
 use crate::rig::{PREFIXES, Rig, body, framed};
 
 #[test]
@@ -124,4 +125,77 @@ fn link_headers_and_any_number_of_parts() {
         let header = frame.link_header().map_or(&[][..], |header| header);
         assert_eq!(rig.far_recv(), [header, &bytes].concat());
     }
+}
+
+/// A stack asks for the longest frame of a link before it writes one: that is not "full" for ever.
+#[test]
+fn a_slot_may_have_the_length_of_the_links_longest_frame() {
+    for ethernet in [false, true] {
+        let options = LinkOptions::new().mtu(65536).ethernet(ethernet);
+        for options in [options.clone(), options.in_band_vnet_header(12)] {
+            let mut rig = Rig::with(FramePrefix::Be32, &options);
+            let longest = 65536 + if ethernet { 14 } else { 0 };
+            let mut slot = rig.tx.slot(longest).expect("room");
+            slot.bytes_mut().fill(7);
+            // What no IP header can say is refused nonetheless.
+            slot.commit(longest, TxOffload::default());
+            assert_eq!(rig.tx.flush().unwrap(), Sent { taken: 1, sent: 0 });
+            assert_eq!(rig.stats.tx().too_long, 1);
+            assert!(rig.tx.slot(longest + 1).is_none());
+        }
+    }
+}
+
+/// As on every descriptor with a vnet header: the headers' length is the frame's own, whatever its
+/// sender or the kernel that it came from said of it.
+#[test]
+fn vnet_headers_say_what_the_frame_says() {
+    let mut rig = Rig::with(FramePrefix::Be32, &LinkOptions::new().in_band_vnet_header(10));
+    let traffic = |payload| Traffic { ethernet: true, v6: false, udp: false, payload, mss: MSS };
+    let (one, two) = (traffic(1400), traffic(1401));
+    let header_len = |header_len| {
+        let gso = two.offload().gso.map(|gso| Gso { header_len, ..gso });
+        TxOffload { gso, ..two.offload() }
+    };
+    let cases = [
+        (one, TxOffload { gso: None, ..one.offload() }, 0),
+        (one, header_len(0), 0),
+        (two, header_len(0), 1),
+        // A forwarded frame: its kernel had more than the headers in one piece.
+        (two, header_len(1000), 1),
+    ];
+    let mut super_frames = 0;
+    for (traffic, offload, gso_type) in cases {
+        let frame = traffic.partial();
+        let parts = [IoSlice::new(&frame)];
+        rig.tx.send(&[TxFrame::new(&parts).with_offload(offload)]).unwrap();
+        let mut slot = rig.tx.slot(frame.len()).unwrap();
+        slot.bytes_mut().copy_from_slice(&frame);
+        slot.commit(frame.len(), offload);
+        rig.tx.flush().unwrap();
+        for _ in 0..2 {
+            let message = rig.far_recv();
+            let header = VnetHeader::parse(&message).unwrap();
+            assert_eq!((header.hdr_len, header.gso_type), (66, gso_type), "{offload:?}");
+            assert_eq!(message[10..], frame);
+            super_frames += u64::from(gso_type);
+        }
+    }
+    assert_eq!((rig.stats.tx().super_frames, rig.stats.tx().frames), (super_frames, 8));
+    let past_end = TxOffload { checksum: Some(ChecksumField { start: 99, offset: 0 }), gso: None };
+    let short = [IoSlice::new(&[7; 100])];
+    let sent = rig.tx.send(&[TxFrame::new(&short).with_offload(past_end)]).unwrap();
+    assert_eq!((sent, rig.stats.tx().invalid), (Sent { taken: 1, sent: 0 }, 1));
+}
+
+#[test]
+fn what_waits_in_a_queue_that_is_dropped_is_counted() {
+    let mut rig = Rig::narrow(FramePrefix::Be32);
+    // A frame that began, and one behind it.
+    assert_eq!(rig.send(&[body(60_000, 1)]).taken, 1);
+    rig.tx.slot(100).unwrap().commit(100, TxOffload::default());
+    let Rig { tx, stats, .. } = rig;
+    assert_eq!((tx.queued(), stats.tx().frames, stats.tx().closed), (2, 1, 0));
+    drop(tx);
+    assert_eq!((stats.tx().frames, stats.tx().closed), (1, 1));
 }

@@ -25,6 +25,8 @@ use std::time::Duration;
 
 use crate::batch::{SlotOwner, TxFrame, TxSlot};
 use crate::io::framed::FramePrefix;
+use crate::io::transmit::is_super_frame;
+use crate::io::transmit::way::{MAX_IP_LEN, header_for, header_of};
 use crate::io::{FRAME_ROOM, Port};
 use crate::offload::vnet::{TxOffload, VnetHeader};
 use crate::queue::{Sent, Transmit, Wakeup};
@@ -46,9 +48,6 @@ const BACKLOG: usize = 2 * FRAME_ROOM + 24 * 1024;
 
 /// A length prefix, a vnet header and an Ethernet header, each the longest.
 const LEAD: usize = FramePrefix::LONGEST + VnetHeader::LEN_MRG + 14;
-
-/// The longest IP packet.
-const MAX_IP_LEN: usize = 65535;
 
 /// The kernel gives no edge when it has memory again, so the caller tries again after that long.
 const NO_MEMORY_PAUSE: Duration = Duration::from_millis(1);
@@ -87,6 +86,8 @@ struct Slot {
     /// Where it ends.
     end: usize,
     offload: TxOffload,
+    /// Whether its lead, once it is written, leaves it to be cut.
+    is_super_frame: bool,
 }
 
 /// The descriptor, and how a frame looks on it.
@@ -134,7 +135,7 @@ impl StreamSender {
     /// Writes what stands before a frame of a list; returns how long that is.
     fn write_lead(&mut self, index: usize, frame: &TxFrame<'_>) -> usize {
         let (lead, out) = (self.ledger.way.lead, &mut self.leads[index]);
-        self.ledger.way.write_lead(frame.len(), frame.offload(), &mut out[..lead]);
+        self.ledger.way.write_lead(frame.len(), header_of(frame), &mut out[..lead]);
         let header = frame.link_header().map_or(&[][..], |header| header);
         out[lead..lead + header.len()].copy_from_slice(header);
         lead + header.len()
@@ -163,9 +164,35 @@ impl StreamSender {
                 return Ok(index + usize::from(bytes > 0));
             }
             bytes -= whole;
-            self.ledger.way.count_sent(frame.len(), frame.offload());
+            self.count_sent(index, frame);
         }
         Ok(frames.len())
+    }
+
+    /// Sends a list behind what waits, until all has left or the descriptor is full.
+    fn send_list(&mut self, frames: &[TxFrame<'_>], sent: &mut Sent) -> io::Result<()> {
+        loop {
+            self.flush()?;
+            let rest = &frames[sent.taken..];
+            let Some(first) = rest.first().filter(|_| self.queued() == 0) else { return Ok(()) };
+            if let Some(reason) = self.ledger.way.refusal(first.len(), first.offload()) {
+                reason.add(1);
+                sent.taken += 1;
+                continue;
+            }
+            let begun = match self.run(rest) {
+                0 => {
+                    self.begin(0, first, 0);
+                    1
+                }
+                run => self.send_run(&rest[..run])?,
+            };
+            if begun == 0 {
+                return Ok(());
+            }
+            sent.taken += begun;
+            sent.sent += begun;
+        }
     }
 
     /// Puts a frame without its first `skip` bytes, which have left, into the empty backlog. It
@@ -182,7 +209,14 @@ impl StreamSender {
         }
         self.ledger.begun = at;
         self.ledger.top = at;
-        self.ledger.way.count_sent(frame.len(), frame.offload());
+        self.count_sent(index, frame);
+    }
+
+    /// Counts a frame of a list, whose lead was written.
+    fn count_sent(&self, index: usize, frame: &TxFrame<'_>) {
+        let Way { port, prefix, lead, .. } = &self.ledger.way;
+        let vnet = &self.leads[index][prefix.len()..*lead];
+        port.count_sent(frame.len(), is_super_frame(vnet));
     }
 
     /// Whether a frame of that length may be written in place.
@@ -195,32 +229,12 @@ impl StreamSender {
 impl Transmit for StreamSender {
     fn send(&mut self, frames: &[TxFrame<'_>]) -> io::Result<Sent> {
         let mut sent = Sent::default();
-        loop {
-            self.flush()?;
-            let rest = &frames[sent.taken..];
-            let Some(first) = rest.first().filter(|_| self.queued() == 0) else { return Ok(sent) };
-            if let Some(reason) = self.ledger.way.refusal(first.len(), first.offload()) {
-                reason.add(1);
-                sent.taken += 1;
-                continue;
-            }
-            let begun = match self.run(rest) {
-                0 => {
-                    self.begin(0, first, 0);
-                    1
-                }
-                run => self.send_run(&rest[..run])?,
-            };
-            if begun == 0 {
-                return Ok(sent);
-            }
-            sent.taken += begun;
-            sent.sent += begun;
-        }
+        let end = self.send_list(frames, &mut sent);
+        sent.before(end)
     }
 
     fn slot(&mut self, len: usize) -> Option<TxSlot<'_>> {
-        if len > self.ledger.way.max_len() {
+        if len > self.ledger.way.port.max_len {
             return None;
         }
         if !self.fits(len) {
@@ -238,16 +252,20 @@ impl Transmit for StreamSender {
         let Self { backlog, ledger, .. } = self;
         ledger.seal(backlog);
         let mut sent = Sent::default();
+        let mut end = Ok(());
         while ledger.head < ledger.top {
             let waiting = &backlog[ledger.head..ledger.top];
-            let bytes = ledger.way.call(|port| message::send(port.fd(), waiting))?;
-            if bytes == 0 {
-                break;
+            match ledger.way.call(|port| message::send(port.fd(), waiting)) {
+                Ok(0) => break,
+                Ok(bytes) => sent.sent += ledger.advance(bytes),
+                Err(error) => {
+                    end = Err(error);
+                    break;
+                }
             }
-            sent.sent += ledger.advance(bytes);
         }
         sent.taken = sent.sent + std::mem::take(&mut ledger.refused);
-        Ok(sent)
+        sent.before(end)
     }
 
     fn queued(&self) -> usize {
@@ -264,13 +282,23 @@ impl Transmit for StreamSender {
     }
 }
 
+impl Drop for StreamSender {
+    fn drop(&mut self) {
+        // The rest of a frame that a list began is of one that counts as sent.
+        let Ledger { way, slots, left, .. } = &self.ledger;
+        way.port.stats.tx.closed.add((slots.len() - left) as u64);
+    }
+}
+
 impl Ledger {
     /// Writes the leads of the slots that were committed since the last time.
     fn seal(&mut self, backlog: &mut [u8]) {
         let lead = self.way.lead;
-        for slot in &self.slots[self.sealed..] {
-            let frame = slot.start + lead;
-            self.way.write_lead(slot.end - frame, slot.offload, &mut backlog[slot.start..frame]);
+        for slot in &mut self.slots[self.sealed..] {
+            let (out, frame) = backlog[slot.start..slot.end].split_at_mut(lead);
+            let header = header_for(frame.len(), slot.offload, |at| frame.get(at).copied());
+            self.way.write_lead(frame.len(), header, out);
+            slot.is_super_frame = header.is_super_frame();
         }
         self.sealed = self.slots.len();
     }
@@ -280,7 +308,8 @@ impl Ledger {
         self.head += bytes;
         let before = self.left;
         while let Some(slot) = self.slots.get(self.left).filter(|slot| slot.end <= self.head) {
-            self.way.count_sent(slot.end - slot.start - self.way.lead, slot.offload);
+            let len = slot.end - slot.start - self.way.lead;
+            self.way.port.count_sent(len, slot.is_super_frame);
             self.left += 1;
         }
         let left = self.left - before;
@@ -303,16 +332,11 @@ impl SlotOwner for Ledger {
         }
         let start = self.top;
         self.top += self.way.lead + len;
-        self.slots.push(Slot { start, end: self.top, offload });
+        self.slots.push(Slot { start, end: self.top, offload, is_super_frame: false });
     }
 }
 
 impl Way {
-    /// The longest frame that may be written in place.
-    fn max_len(&self) -> usize {
-        self.port.max_len.min(self.longest())
-    }
-
     /// The longest frame that may be sent at all.
     fn longest(&self) -> usize {
         let behind_prefix = self.prefix.limit() - self.port.vnet_header;
@@ -326,23 +350,17 @@ impl Way {
             return Some(&counters.too_long);
         }
         let needs_header = offload.checksum.is_some() || offload.for_frame_len(len).gso.is_some();
-        (len == 0 || (needs_header && self.port.vnet_header == 0)).then_some(&counters.invalid)
+        let invalid = len == 0
+            || (needs_header && self.port.vnet_header == 0)
+            || offload.checksum.is_some_and(|field| !field.fits(len));
+        invalid.then_some(&counters.invalid)
     }
 
     /// Writes the prefix and the vnet header of a frame of `len` bytes.
-    fn write_lead(&self, len: usize, offload: TxOffload, out: &mut [u8]) {
+    fn write_lead(&self, len: usize, header: VnetHeader, out: &mut [u8]) {
         let (prefix, vnet) = out.split_at_mut(self.prefix.len());
         self.prefix.write(vnet.len() + len, prefix);
-        if !vnet.is_empty() {
-            VnetHeader::for_tx(offload.for_frame_len(len), 0).write(vnet);
-        }
-    }
-
-    fn count_sent(&self, len: usize, offload: TxOffload) {
-        let counters = &self.port.stats.tx;
-        counters.frames.add(1);
-        counters.bytes.add(len as u64);
-        counters.super_frames.add(u64::from(offload.for_frame_len(len).gso.is_some()));
+        header.write(vnet);
     }
 
     /// Makes a call that sends bytes; returns how many, 0 where the descriptor takes none now.

@@ -9,6 +9,7 @@ use std::io;
 
 use super::ledger::Cut;
 use super::verdict::Gone;
+use crate::batch::LinkHeader;
 use crate::io::Port;
 use crate::offload::segment::{SegmentChecksum, SegmentError, Segments, SuperFrame};
 use crate::offload::vnet::{Gso, TxOffload, VnetHeader};
@@ -21,6 +22,11 @@ const PIECES: usize = 16;
 /// More than the longest headers that are walked: 15 IPv6 extensions of 2048 bytes between vnet,
 /// link, IP and TCP header.
 const HEADERS: usize = 32 * 1024;
+
+/// Tag protocol identifiers (IEEE 802.1Q and 802.1ad), the length of a tag, and how many there are.
+const TAGS: [[u8; 2]; 2] = [[0x81, 0x00], [0x88, 0xa8]];
+const TAG_LEN: usize = 4;
+const MOST_TAGS: usize = 2;
 
 /// Where the headers of pieces are written. Takes no memory before the first of them.
 #[derive(Debug, Default)]
@@ -52,7 +58,7 @@ impl Cutter {
         (frame, gso): (&[u8], Gso),
         cut: &mut Cut,
     ) -> io::Result<Progress> {
-        let Ok(frame) = SuperFrame::parse(frame, port.link_header.len(), gso) else {
+        let Ok(frame) = SuperFrame::parse(frame, network_at(port.link_header, frame), gso) else {
             return Ok(Progress::Malformed);
         };
         let kind = if cut.run == 1 { SegmentChecksum::Complete } else { SegmentChecksum::Partial };
@@ -123,4 +129,18 @@ impl Cutter {
         }
         Ok(count)
     }
+}
+
+/// Where the network header begins: behind link header and VLAN tags.
+fn network_at(link_header: LinkHeader, frame: &[u8]) -> usize {
+    let mut at = link_header.len();
+    for _ in 0..MOST_TAGS {
+        // The Ethernet type is the last of a header.
+        let tagged = at.checked_sub(2).and_then(|from| frame.get(from..at));
+        if !tagged.is_some_and(|tag| TAGS.iter().any(|known| known == tag)) {
+            break;
+        }
+        at += TAG_LEN;
+    }
+    at
 }

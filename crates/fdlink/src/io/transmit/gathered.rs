@@ -11,7 +11,7 @@ use crate::batch::{SlotOwner, TxFrame};
 use crate::queue::{Sent, Transmit};
 
 /// Why a run of gathered frames ended.
-pub(super) enum Stop {
+enum Stop {
     /// The list is at its end, or as long as one call takes.
     Done,
     /// The descriptor is full.
@@ -23,12 +23,24 @@ pub(super) enum Stop {
 }
 
 impl Sender {
+    /// Sends a list, the arena being empty, until all has left or the descriptor is full.
+    pub(super) fn send_list(&mut self, frames: &[TxFrame<'_>], sent: &mut Sent) -> io::Result<()> {
+        while sent.taken < frames.len() {
+            let run = match self.send_whole(&frames[sent.taken..], sent)? {
+                Stop::Done => continue,
+                Stop::Full => break,
+                Stop::KernelRefused => Some(1),
+                Stop::NotWhole => None,
+            };
+            if self.send_worked(&frames[sent.taken..], run, sent)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     /// Sends the frames at the front of the list that leave as they are, from where they are.
-    pub(super) fn send_whole(
-        &mut self,
-        frames: &[TxFrame<'_>],
-        sent: &mut Sent,
-    ) -> io::Result<Stop> {
+    fn send_whole(&mut self, frames: &[TxFrame<'_>], sent: &mut Sent) -> io::Result<Stop> {
         let (run, end) = self.write_heads(frames);
         let Self { port, outgoing, scratch, starved, .. } = self;
         let vnet = port.vnet_header;
@@ -63,7 +75,10 @@ impl Sender {
                         port.stats.tx.no_buffers.add(1);
                         true
                     }
-                    Verdict::Full => return Ok(Stop::Full),
+                    Verdict::Full => {
+                        *starved = 0;
+                        return Ok(Stop::Full);
+                    }
                     Verdict::Fatal(error) => return Err(error),
                 },
             };
@@ -94,7 +109,7 @@ impl Sender {
     /// Sends the first frame of the list, and those behind it that do not leave as they are
     /// either, by way of the arena, which is empty. `run`: the first is cut into messages of so
     /// many segments, whatever its way would be. Returns whether the descriptor is full.
-    pub(super) fn send_worked(
+    fn send_worked(
         &mut self,
         frames: &[TxFrame<'_>],
         run: Option<usize>,
@@ -117,9 +132,7 @@ impl Sender {
             self.copy(frame);
         }
         self.ledger.cut = run.map(Cut::into_runs);
-        let done = self.flush()?;
-        sent.taken += done.taken;
-        sent.sent += done.sent;
+        let end = self.send_queued(sent);
         if self.queued() == 0 {
             return Ok(false);
         }
@@ -132,7 +145,7 @@ impl Sender {
             sent.sent += usize::from(!cut.lossy);
         }
         self.ledger.keep(kept);
-        Ok(true)
+        end.map(|()| true)
     }
 
     /// Commits a copy of a frame, for which there is room.

@@ -61,7 +61,7 @@ impl Port {
         Gone::Whole(1)
     }
 
-    pub(super) fn count_sent(&self, len: usize, is_super_frame: bool) {
+    pub(in crate::io) fn count_sent(&self, len: usize, is_super_frame: bool) {
         let counters = &self.stats.tx;
         counters.frames.add(1);
         counters.bytes.add(len as u64);

@@ -3,15 +3,12 @@
 
 use crate::batch::TxFrame;
 use crate::io::Port;
+use crate::offload::coalesce::UDP_MAX_SEGMENTS;
 use crate::offload::vnet::{ChecksumField, Gso, GsoKind, TxOffload, VnetHeader};
 use crate::stats::Counter;
 
 /// The longest IP packet. AF_PACKET takes longer super-frames and lets the length wrap.
-const MAX_IP_LEN: usize = 65535;
-
-/// Segments of UDP that the kernel takes at once (UDP_MAX_SEGMENTS, include/linux/udp.h); more is
-/// EINVAL.
-const UDP_MAX_SEGMENTS: usize = 128;
+pub(in crate::io) const MAX_IP_LEN: usize = 65535;
 
 /// How a frame leaves.
 #[derive(Debug)]
@@ -65,6 +62,21 @@ impl Port {
 fn exceeds_udp_segments(gso: Gso, len: usize) -> bool {
     let payload = len - usize::from(gso.header_len).min(len);
     gso.kind == GsoKind::UdpSegments && payload > UDP_MAX_SEGMENTS * usize::from(gso.size)
+}
+
+/// The vnet header of a gathered frame that leaves as it is, whoever is to do what it says.
+pub(in crate::io) fn header_of(frame: &TxFrame<'_>) -> VnetHeader {
+    header_for(frame.len(), frame.offload(), |at| byte_of(frame, at))
+}
+
+/// The same for a frame of `len` bytes; `byte` gives the one at an offset.
+pub(in crate::io) fn header_for(
+    len: usize,
+    offload: TxOffload,
+    byte: impl Fn(usize) -> Option<u8>,
+) -> VnetHeader {
+    let header_len = offload.header_len(len, byte);
+    VnetHeader::for_tx(offload.with_header_len(header_len).for_frame_len(len), header_len)
 }
 
 fn byte_of(frame: &TxFrame<'_>, mut at: usize) -> Option<u8> {
