@@ -259,27 +259,35 @@ impl Endpoint {
         Ok(())
     }
 
-    /// Ends the endpoint and gives its descriptors, for another process that goes on with them (by
-    /// SCM_RIGHTS, or across an exec). They are as the link has set them up, without rings; what
-    /// waits in a socket's own queue stays there, what waits in a ring is lost.
+    /// Stops receiving for good and gives the descriptors, for another process that goes on with
+    /// them (by SCM_RIGHTS, or across an exec). They are duplicates, as the link has set them up,
+    /// without rings; what waits in a socket's own queue stays there, what waits in a ring is lost.
+    /// The endpoint can be dropped then.
     ///
     /// # Errors
     ///
-    /// Where [`Capabilities::save_restore`] was not declared, on one of the endpoint's own threads,
-    /// where a link's queue has no descriptor to give, or where the process has no more.
-    pub fn hand_over(self) -> Result<Vec<OwnedFd>, HandOverError> {
+    /// Where [`Capabilities::save_restore`] was not declared or the caller is one of the endpoint's
+    /// own threads: nothing has changed then. Where a queue has no descriptor to give, or the process
+    /// can have no more: then the endpoint is stopped and joined, and may be attached again.
+    pub fn hand_over(&mut self) -> Result<Vec<OwnedFd>, HandOverError> {
         if !self.properties.capabilities.save_restore {
             return Err(HandOverError::NotDeclared);
         }
+        if self.state().run.as_ref().is_some_and(Run::is_current) {
+            return Err(JoinError::OwnThread.into());
+        }
         self.stop();
         self.join()?;
-        let idle = std::mem::take(&mut self.state().idle);
-        idle.into_iter()
-            .map(|(queue, rx)| match rx.into_descriptor() {
-                Some(fd) => fd.map_err(HandOverError::Descriptor),
-                None => Err(HandOverError::NoDescriptor(queue)),
+        let mut state = self.state();
+        let descriptors: Result<Vec<OwnedFd>, HandOverError> = (state.idle.iter())
+            .map(|(queue, rx)| match rx.wakeup().descriptor {
+                Some(fd) => fd.try_clone_to_owned().map_err(HandOverError::Descriptor),
+                None => Err(HandOverError::NoDescriptor(*queue)),
             })
-            .collect()
+            .collect();
+        let descriptors = descriptors?;
+        std::mem::take(&mut state.idle).into_iter().for_each(|(_, rx)| rx.let_go());
+        Ok(descriptors)
     }
 
     /// What the link is.

@@ -54,6 +54,8 @@ pub trait Link: Send {
 pub enum LinkKind {
     /// A stream socket on which each frame stands behind its length.
     Framed,
+    /// No descriptor of this crate's: a link that somebody else makes.
+    Other,
     /// AF_PACKET SOCK_RAW, bound to an interface.
     Packet,
     /// AF_PACKET SOCK_DGRAM ("cooked"), bound to an Ethernet interface: the kernel takes link
@@ -74,6 +76,7 @@ impl LinkKind {
     pub fn name(self) -> &'static str {
         match self {
             Self::Framed => "framed stream",
+            Self::Other => "link of another kind",
             Self::Packet => "packet",
             Self::PacketCooked => "cooked packet",
             Self::SocketDatagram => "datagram socket",
@@ -94,8 +97,10 @@ impl LinkKind {
     }
 }
 
-/// What is fixed when a link is built.
+/// What is fixed when a link is built. Whoever makes a link of their own starts with
+/// [`new`](Self::new).
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct LinkProperties {
     /// What the descriptors are.
     pub kind: LinkKind,
@@ -119,6 +124,24 @@ pub struct LinkProperties {
     /// Bytes that the kernel queues for one descriptor before it drops, as it accounts them
     /// (SO_RCVBUF, a V3 ring's size, a frame of the MTU for each slot of V2); 0 where nobody knows.
     pub rx_queue_bytes: usize,
+}
+
+impl LinkProperties {
+    /// Of a link of another kind, with one queue pair and nothing left to the other side.
+    pub fn new(mtu: u32, link_header: LinkHeader) -> Self {
+        Self {
+            kind: LinkKind::Other,
+            mode: Mode::Auto,
+            mtu,
+            max_frame_len: link_header.len().saturating_add(mtu as usize),
+            link_header,
+            address: None,
+            capabilities: Capabilities::default(),
+            gso_max_size: 0,
+            queues: 1,
+            rx_queue_bytes: 0,
+        }
+    }
 }
 
 /// What may be left to the other side, and what the owner declared. Each has somebody who acts on it.

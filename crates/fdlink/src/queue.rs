@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use crate::batch::{RxBatch, TxFrame, TxSlot};
@@ -34,11 +34,9 @@ pub trait Receive: Send {
     /// for whoever pauses and then reads them. Driving the queue does it now and then.
     fn update_stats(&mut self) {}
 
-    /// Ends the queue and gives its descriptor, to be handed over to another process; `None` where
-    /// there is none. A duplicate, since the way out shares it; without a ring.
-    fn into_descriptor(self: Box<Self>) -> Option<io::Result<OwnedFd>> {
-        None
-    }
+    /// Ends the queue, whose descriptor somebody else goes on with: takes off it what only this
+    /// queue can use, as a ring.
+    fn let_go(self: Box<Self>) {}
 }
 
 /// What one visit brought.
@@ -69,7 +67,7 @@ pub enum Closed {
         /// The length it gave, in bytes.
         len: usize,
     },
-    /// The dispatcher panicked.
+    /// The dispatcher panicked, or a link that is not of this crate.
     Panicked,
     /// The peer closed its end.
     PeerClosed,

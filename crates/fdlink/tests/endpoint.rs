@@ -389,17 +389,22 @@ fn descriptors_are_handed_over_where_that_was_declared() {
         {
             let options = way.options();
             let (link, _peer, _) = common::link(kind, &options).unwrap();
-            let refused = Endpoint::new(link).unwrap().hand_over().unwrap_err();
+            let mut endpoint = Endpoint::new(link).unwrap();
+            let (dispatcher, _events) = recorder(|| {});
+            endpoint.attach(dispatcher).unwrap();
+            let refused = endpoint.hand_over().unwrap_err();
+            assert!(endpoint.is_attached(), "nothing has changed");
             assert!(matches!(refused, HandOverError::NotDeclared), "{refused}");
 
             let options = options.save_restore(true);
             let (link, peer, _) = common::link(kind, &options).unwrap();
-            let endpoint = Endpoint::new(link).unwrap();
+            let mut endpoint = Endpoint::new(link).unwrap();
             let (dispatcher, events) = recorder(|| {});
             endpoint.attach(dispatcher).unwrap();
             peer.send(&kind.frame(100, 1)).unwrap();
             assert_eq!(next(&events), Event::Frame(0, kind.frame(100, 1)));
             let fds = endpoint.hand_over().unwrap();
+            drop(endpoint);
             assert_eq!(next(&events), Event::Closed(0, Closed::Stopped));
             // Whoever got them goes on, with what came in between.
             peer.send(&kind.frame(100, 2)).unwrap();

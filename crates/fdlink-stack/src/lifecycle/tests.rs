@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use fdlink::batch::{RxDescriptor, SlotOwner};
 use fdlink::offload::vnet::TxOffload;
 use fdlink::queue::{Fill, QueuePair, Receive, Sent, Transmit, Wakeup};
-use fdlink::{Capabilities, LinkHeader, LinkKind, LinkProperties, Mode, RxBatch, TxFrame, TxSlot};
+use fdlink::{LinkHeader, LinkProperties, RxBatch, TxFrame, TxSlot};
 
 use crate::config::StackConfig;
 use crate::nic::{Nic, NicQueue};
@@ -114,7 +114,12 @@ impl World {
             let rx = Some(Box::new(Out { wire, memory: Vec::new(), frame: None }) as Box<_>);
             let address = format!("10.0.0.{}/24", me + 1).parse().unwrap();
             let queue = NicQueue::from(QueuePair { rx, tx });
-            let nic = Nic::new(NicId(1), &properties(link_header), vec![queue], vec![address]);
+            let nic = Nic::new(
+                NicId(1),
+                &LinkProperties::new(1500, link_header),
+                vec![queue],
+                vec![address],
+            );
             stack.shared.core().nics.push(nic);
             (stack, driver)
         });
@@ -175,21 +180,6 @@ impl World {
 
     fn flows(&self) -> [usize; 2] {
         [0, 1].map(|me| self.stacks[me].levels().tcp_flows)
-    }
-}
-
-fn properties(link_header: LinkHeader) -> LinkProperties {
-    LinkProperties {
-        kind: LinkKind::SocketSeqpacket,
-        mode: Mode::Readv,
-        mtu: 1500,
-        max_frame_len: 1500 + link_header.len(),
-        link_header,
-        address: None,
-        capabilities: Capabilities::default(),
-        gso_max_size: 0,
-        queues: 1,
-        rx_queue_bytes: 0,
     }
 }
 

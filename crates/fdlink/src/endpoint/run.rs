@@ -51,8 +51,13 @@ impl Run {
             let named = thread::Builder::new().name(format!("fdlink-rx{}", index.0));
             let spawned = named.spawn(move || {
                 let (index, mut rx) = take.recv().expect("a queue for this thread");
-                let why = receive(index, &mut *rx, &*dispatcher, &signal);
-                rx.update_stats();
+                let life = AssertUnwindSafe(|| {
+                    let why = receive(index, &mut *rx, &*dispatcher, &signal);
+                    rx.update_stats();
+                    why
+                });
+                // Most likely the dispatcher's own panic; a link may be somebody else's, too.
+                let why = catch_unwind(life).unwrap_or(Closed::Panicked);
                 // A panic in the notice ends nothing that has not ended already.
                 drop(catch_unwind(AssertUnwindSafe(|| dispatcher.closed(index, &why))));
                 (index, rx)

@@ -144,7 +144,9 @@ impl Endpoint {
     pub(super) fn write_frame(&self, frame: &[u8]) -> io::Result<()> {
         let packet = frame.get(self.properties.link_header.len()..).unwrap_or(&[]);
         let queue = self.queue_of_flow(&[IoSlice::new(packet)]);
-        let Some(outlet) = self.outlets.get(queue) else { return Ok(()) };
+        let Some(outlet) = self.outlets.get(queue) else {
+            return Err(io::ErrorKind::NotConnected.into());
+        };
         let parts = [IoSlice::new(frame)];
         let until = self.policy.deadline();
         let mut tx = outlet.lock();

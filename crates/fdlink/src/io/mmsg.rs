@@ -2,7 +2,7 @@
 //! super-frame. The buffers are made once; those that small traffic does not reach stay untouched
 //! and so take no memory.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 
 use crate::batch::{RxBatch, RxDescriptor};
 use crate::io::{FRAME_ROOM, Inlet, Port};
@@ -91,9 +91,5 @@ impl Receive for RecvMmsg {
 
     fn update_stats(&mut self) {
         self.inlet.drops.count(&self.inlet.port);
-    }
-
-    fn into_descriptor(self: Box<Self>) -> Option<std::io::Result<OwnedFd>> {
-        Some(self.inlet.port.fd.as_fd().try_clone_to_owned())
     }
 }

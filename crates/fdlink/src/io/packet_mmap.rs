@@ -21,7 +21,7 @@ pub(crate) mod geometry;
 mod header;
 mod walk;
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 
 use crate::batch::{RxBatch, RxDescriptor};
 use crate::io::{Inlet, Port};
@@ -123,11 +123,9 @@ impl Receive for PacketMmap {
         self.inlet.drops.count(&self.inlet.port);
     }
 
-    fn into_descriptor(self: Box<Self>) -> Option<std::io::Result<OwnedFd>> {
+    fn let_go(self: Box<Self>) {
         let Self { inlet, ring, .. } = *self;
-        let fd = inlet.port.fd.as_fd().try_clone_to_owned();
         ring.take_off(inlet.port.fd.as_fd());
-        Some(fd)
     }
 }
 

@@ -2,8 +2,6 @@
 //! the cache. Works on every descriptor, and is the best general policy: at 64 KiB a frame, the
 //! call is noise.
 
-use std::os::fd::{AsFd, OwnedFd};
-
 use crate::batch::{RxBatch, RxDescriptor};
 use crate::io::{Channel, FRAME_ROOM, Inlet, Port};
 use crate::queue::{Closed, Fill, Receive, Wakeup};
@@ -107,9 +105,5 @@ impl Receive for Readv {
 
     fn update_stats(&mut self) {
         self.inlet.drops.count(&self.inlet.port);
-    }
-
-    fn into_descriptor(self: Box<Self>) -> Option<std::io::Result<OwnedFd>> {
-        Some(self.inlet.port.fd.as_fd().try_clone_to_owned())
     }
 }

@@ -141,7 +141,7 @@ impl FdLink {
                     packet::configure(index, descriptor, plan, options)?;
                 }
                 LinkKind::SocketSeqpacket => socket::configure(descriptor),
-                LinkKind::SocketDatagram | LinkKind::Tap | LinkKind::Tun => {}
+                LinkKind::Other | LinkKind::SocketDatagram | LinkKind::Tap | LinkKind::Tun => {}
             }
             let mut report = match plan.kind {
                 LinkKind::Tap | LinkKind::Tun => DescriptorReport::default(),
@@ -287,7 +287,8 @@ impl FdLink {
             stats: Arc::clone(&self.stats.queues()[index]),
             channel: match properties.kind {
                 LinkKind::Packet | LinkKind::PacketCooked => Channel::Packet,
-                LinkKind::SocketDatagram => Channel::Datagram,
+                // No descriptor is of another kind.
+                LinkKind::Other | LinkKind::SocketDatagram => Channel::Datagram,
                 LinkKind::SocketSeqpacket if socket::marks_messages(descriptor.as_fd()) => {
                     Channel::UnixSeqpacket
                 }
