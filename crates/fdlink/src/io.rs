@@ -105,6 +105,8 @@ struct Inlet {
     down: bool,
     /// Nothing shows on the descriptor when its device is removed.
     vanishes: bool,
+    /// Visits in a row that found nothing, since somebody asked why.
+    empty_visits: u32,
     drops: Drops,
     /// Frames of this visit, not yet in the counters.
     frames: u64,
@@ -119,12 +121,25 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// How often a device is looked at that vanishes without a sign.
 const LOOK_NOW_AND_THEN: Duration = Duration::from_secs(1);
 
+/// How often a queue that stays empty is asked why: it may be ready all the same, and asking costs a
+/// system call.
+const EMPTY_VISITS_BETWEEN_CHECKS: u32 = 16;
+
 impl Inlet {
     fn new(port: Port) -> Self {
         // A macvtap's node. A TUN's has one number, whatever device is behind it.
         let vanishes = port.channel == Channel::Device && !tun::is_tun_node(port.fd());
         let drops = Drops::new(&port);
-        Self { port, down: false, vanishes, drops, frames: 0, bytes: 0, super_frames: 0 }
+        Self {
+            port,
+            down: false,
+            vanishes,
+            empty_visits: 0,
+            drops,
+            frames: 0,
+            bytes: 0,
+            super_frames: 0,
+        }
     }
 
     fn wakeup(&self) -> Wakeup<'_> {
@@ -160,8 +175,23 @@ impl Inlet {
                 self.port.stats.rx.malformed.add(1);
                 Fill::Frames(0)
             }
-            // An error that an earlier send caused (an ICMP message on UDP, a peer that is gone).
-            libc::ECONNREFUSED | libc::EHOSTUNREACH | libc::ENETUNREACH => Fill::Frames(0),
+            // Told once, because of an earlier send: a peer that is gone, or an ICMP message on UDP
+            // (icmp_err_convert, net/ipv4/icmp.c; icmpv6_err_convert, net/ipv6/icmp.c), which
+            // anybody on the way may send.
+            libc::ECONNREFUSED
+            | libc::EHOSTUNREACH
+            | libc::EHOSTDOWN
+            | libc::ENETUNREACH
+            | libc::ENONET
+            | libc::ENOPROTOOPT
+            | libc::EOPNOTSUPP
+            | libc::EPROTO
+            | libc::EACCES
+            | libc::EMSGSIZE
+                if self.port.channel == Channel::Datagram =>
+            {
+                Fill::Frames(0)
+            }
             libc::ENOBUFS | libc::ENOMEM => Fill::Empty,
             libc::ECONNRESET => Fill::Closed(Closed::PeerClosed),
             libc::EBADFD | libc::ENXIO | libc::ENODEV => Fill::Closed(Closed::Removed),
@@ -169,16 +199,48 @@ impl Inlet {
         })
     }
 
-    /// Nothing there: the time for what is not done with every visit.
+    /// Nothing there: now and then, ask why.
     fn empty(&mut self) -> Fill {
+        if self.is_time_to_ask() { self.ask() } else { Fill::Empty }
+    }
+
+    /// Whether to [`ask`](Self::ask), now that one more visit has found nothing.
+    fn is_time_to_ask(&mut self) -> bool {
+        self.empty_visits += 1;
+        self.empty_visits >= EMPTY_VISITS_BETWEEN_CHECKS
+            || self.down
+            || self.vanishes
+            || self.drops.are_due()
+    }
+
+    /// Does, where nothing is there, what is not done with every visit.
+    fn ask(&mut self) -> Fill {
+        self.empty_visits = 0;
         if self.drops.are_due() {
             self.drops.count(&self.port);
         }
         if (self.down || self.vanishes) && self.removed() {
-            Fill::Closed(Closed::Removed)
-        } else {
-            Fill::Empty
+            return Fill::Closed(Closed::Removed);
         }
+        self.why_ready()
+    }
+
+    /// What makes a socket ready for ever although nothing is there to be received: messages on its
+    /// error queue, which whoever made it asked for (IP_RECVERR, SO_TIMESTAMPING) and nobody reads
+    /// now; and on a datagram socket an end of receiving, which recv does not tell.
+    fn why_ready(&self) -> Fill {
+        let fd = self.port.fd();
+        if self.port.channel == Channel::Device {
+            return Fill::Empty;
+        }
+        let events = poll::events(fd, libc::POLLRDHUP);
+        if events & libc::POLLERR != 0 {
+            socket::discard_errors(fd);
+        }
+        if events & libc::POLLRDHUP != 0 && self.port.channel == Channel::Datagram {
+            return Fill::Closed(Closed::Stopped);
+        }
+        Fill::Empty
     }
 
     fn removed(&self) -> bool {
@@ -269,6 +331,7 @@ impl Inlet {
         let frames = std::mem::take(&mut self.frames);
         let counters = &self.port.stats.rx;
         if frames > 0 {
+            self.empty_visits = 0;
             self.down = self.down && !self.is_up();
             counters.frames.add(frames);
             counters.bytes.add(std::mem::take(&mut self.bytes));

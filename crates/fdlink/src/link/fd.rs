@@ -59,6 +59,9 @@ pub struct FdLink {
 /// zeros. What leaves has the destination and the type it was given, and always the interface's
 /// own address as source. Such a socket has no vnet header and no ring: prefer a raw one.
 ///
+/// What is on a socket's error queue (IP_RECVERR, SO_TIMESTAMPING) is thrown away now and then: it
+/// would keep whoever waits for frames awake.
+///
 /// Frames that wait on a descriptor are the link's, but where it begins with a ring (which starts
 /// empty) or a filter, and where several AF_PACKET sockets have the same frames: then only those of
 /// the first.

@@ -160,6 +160,17 @@ pub(crate) fn discard_waiting(fd: BorrowedFd<'_>) {
     }
 }
 
+/// Throws away what is on the error queue.
+pub(crate) fn discard_errors(fd: BorrowedFd<'_>) {
+    // More than one look at it leaves behind, so that a flood cannot keep us here.
+    const MOST: usize = 1000;
+    // Unix sockets have no such queue, and would give a message instead.
+    if option(fd, libc::SOL_SOCKET, libc::SO_DOMAIN).is_ok_and(|domain| domain != libc::AF_UNIX) {
+        let errors = (0..MOST).map(|_| super::message::recv_error(fd, &mut [0; 16]));
+        errors.take_while(io::Result::is_ok).for_each(drop);
+    }
+}
+
 /// Whether an AF_PACKET socket is in a fanout group, found out by an attempt that fails: that it is
 /// in one is checked before a number that nobody may ask for is refused (fanout_add,
 /// net/packet/af_packet.c).

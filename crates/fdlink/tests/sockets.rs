@@ -1,0 +1,141 @@
+//! What a socket says beside its messages, and must neither end a queue nor keep it busy: errors of
+//! earlier sends, an error queue, an end of receiving.
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+mod common;
+
+use std::io::IoSlice;
+use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::{AsFd, OwnedFd};
+
+use common::{PATIENCE, QUIET, Way, datagrams, readable, recv, udp_sockets};
+use fdlink::link::{adopt, open_packet};
+use fdlink::{Closed, Fill, Link, LinkOptions, QueuePair, Receive, TxFrame};
+use rustix::net::{
+    AddressFamily, SendFlags, Shutdown, SocketType, ipproto, sendto, shutdown, socket,
+};
+use testkit::{Peer, interface, packet};
+
+const WAYS: [Way; 2] = [Way::READV, Way::RECVMMSG];
+
+fn queue(fd: OwnedFd, options: &LinkOptions) -> QueuePair {
+    Box::new(adopt(vec![fd], options).unwrap()).into_queues().unwrap().pop().unwrap()
+}
+
+/// Fills as a level-triggered loop does, until it would sleep or has ended.
+fn until_quiet(rx: &mut dyn Receive) -> Option<Closed> {
+    for _ in 0..100 {
+        if let Fill::Closed(why) = rx.fill().unwrap() {
+            return Some(why);
+        }
+        if !readable(rx, QUIET) {
+            return None;
+        }
+    }
+    panic!("ready for ever, with nothing to receive");
+}
+
+/// An ICMP message that a datagram could not be delivered, as a router sends it.
+fn icmp_error(kind: u8, code: u8, source: SocketAddr, destination: SocketAddr) -> Vec<u8> {
+    // Of "fragmentation needed" (RFC 1191) the last two bytes are an MTU.
+    let mut message = vec![kind, code, 0, 0, 0, 0, 2, 88];
+    message.extend(&packet::udp(source, destination, &[0; 8])[..28]);
+    let sum = packet::checksum(&message);
+    message[2..4].copy_from_slice(&sum.to_be_bytes());
+    message
+}
+
+#[test]
+fn no_icmp_message_ends_a_queue() {
+    testkit::in_namespace(|| {
+        interface::up("lo").unwrap();
+        let router = socket(AddressFamily::INET, SocketType::RAW, Some(ipproto::ICMP)).unwrap();
+        for way in WAYS {
+            let (ours, far) = udp_sockets();
+            let socket = UdpSocket::from(ours.try_clone().unwrap());
+            let (source, destination) = (socket.local_addr().unwrap(), socket.peer_addr().unwrap());
+            let mut queue = queue(ours, &way.options());
+            let rx = &mut **queue.rx.as_mut().unwrap();
+            let peer = Peer::on_socket(far, 0);
+            // Every code of "destination unreachable" (RFC 792, RFC 1812), and a parameter problem.
+            for (kind, code) in (0..16).map(|code| (3, code)).chain([(12, 0)]) {
+                let error = icmp_error(kind, code, source, destination);
+                sendto(&router, &error, SendFlags::empty(), &source).unwrap();
+                // Behind it on the same interface.
+                peer.send(&[kind, code]).unwrap();
+                assert_eq!(recv(rx, 1, PATIENCE), [[kind, code]], "{way}");
+            }
+        }
+    });
+}
+
+#[test]
+fn what_is_on_an_error_queue_keeps_nobody_busy() {
+    // linux/in.h; asm-generic/socket.h and linux/net_tstamp.h: a stamp for each frame that leaves.
+    const IP_RECVERR: (i32, i32) = (0, 11);
+    const SO_TIMESTAMPING: (i32, i32) = (1, 37);
+    const STAMPS: i32 = 1 << 1 | 1 << 4;
+    let set = |fd: &OwnedFd, (level, name), value| {
+        testkit::set_socket_option(fd.as_fd(), level, name, value).unwrap();
+    };
+    testkit::in_namespace(|| {
+        interface::up("lo").unwrap();
+        for way in WAYS {
+            let (ours, far) = udp_sockets();
+            set(&ours, IP_RECVERR, 1);
+            let mut queue = queue(ours, &way.options());
+            drop(far);
+            queue.tx.send(&[TxFrame::new(&[IoSlice::new(b"to nobody")])]).unwrap();
+            assert_eq!(until_quiet(&mut **queue.rx.as_mut().unwrap()), None, "{way}");
+        }
+        interface::veth("a", "b", 1500).unwrap();
+        let peer = Peer::on_interface("b").unwrap();
+        for way in Way::ALL {
+            let ours = testkit::packet_socket("a").unwrap();
+            set(&ours, SO_TIMESTAMPING, STAMPS);
+            let mut queue = queue(ours, &way.options());
+            let frame = packet::pattern_frame(100, 1);
+            queue.tx.send(&[TxFrame::new(&[IoSlice::new(&frame)])]).unwrap();
+            let rx = &mut **queue.rx.as_mut().unwrap();
+            assert_eq!(until_quiet(rx), None, "{way}");
+            peer.send(&frame).unwrap();
+            assert_eq!(recv(rx, 1, PATIENCE), [frame], "{way}");
+        }
+    });
+}
+
+#[test]
+fn a_datagram_socket_that_was_shut_down_for_receiving_ends_its_queue() {
+    testkit::in_namespace(|| {
+        interface::up("lo").unwrap();
+        for (way, (ours, far)) in
+            WAYS.iter().flat_map(|way| [(way, datagrams()), (way, udp_sockets())])
+        {
+            let shared = ours.try_clone().unwrap();
+            let mut queue = queue(ours, &way.options());
+            let rx = &mut **queue.rx.as_mut().unwrap();
+            Peer::on_socket(far, 0).send(b"before").unwrap();
+            shutdown(&shared, Shutdown::Read).unwrap();
+            assert_eq!(recv(rx, 1, PATIENCE), [b"before"], "{way}");
+            assert_eq!(until_quiet(rx), Some(Closed::Stopped), "{way}");
+        }
+    });
+}
+
+#[test]
+fn one_look_after_waiting_finds_an_interface_gone() {
+    testkit::in_namespace(|| {
+        for way in Way::ALL {
+            interface::veth("a", "b", 1500).unwrap();
+            let mut queues =
+                Box::new(open_packet("a", 1, &way.options()).unwrap()).into_queues().unwrap();
+            let rx = queues[0].rx.as_mut().unwrap();
+            while rx.fill().unwrap() != Fill::Empty {}
+            rx.release();
+            interface::remove("a").unwrap();
+            // Whoever waits for edges gets one.
+            assert!(readable(&**rx, PATIENCE), "{way}");
+            assert_eq!(rx.fill().unwrap(), Fill::Closed(Closed::Removed), "{way}");
+        }
+    });
+}
