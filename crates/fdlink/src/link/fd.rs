@@ -165,7 +165,7 @@ impl FdLink {
             }
         }
         if plan.extras.fanout.is_some() {
-            fanout::close(descriptors, plan.mode, &mut plan.notes);
+            fanout::close(descriptors, &mut plan.notes);
         }
         let rings = ring::map(descriptors, layout, plan, options)?;
         if let Some(fanout) = plan.extras.fanout {
