@@ -20,14 +20,13 @@ use crate::link::counters::DeviceCounters;
 use crate::link::examine::{self, Found, call};
 use crate::link::plan::{self, Plan};
 use crate::link::{
-    Link, LinkKind, LinkProperties, extras, fanout, framed, packet, ring, socket, tun,
+    Link, LinkKind, LinkProperties, buffers, extras, fanout, framed, packet, ring, socket, tun,
 };
 use crate::options::{LinkOptions, Mode};
 use crate::queue::{QueuePair, Receive};
 use crate::report::{DescriptorReport, Report};
 use crate::stats::LinkStats;
 use crate::sys::ring::{Geometry, Ring};
-use crate::sys::socket as sys;
 
 /// A link over one or more descriptors of one kind.
 #[derive(Debug)]
@@ -149,7 +148,7 @@ impl FdLink {
             let mut report = match plan.kind {
                 LinkKind::Tap | LinkKind::Tun => DescriptorReport::default(),
                 LinkKind::Framed => framed::buffers(&subject, descriptor, options, &mut plan.notes),
-                _ => buffers(&subject, descriptor, options, &mut plan.notes),
+                _ => buffers::ask(&subject, descriptor, options, &mut plan.notes),
             };
             extras::apply(index, descriptor, found, &plan.extras, options, &mut report)?;
             reports.push(report);
@@ -344,50 +343,4 @@ impl Link for FdLink {
             });
         Ok(pairs.collect())
     }
-}
-
-/// 4 MiB holds some sixty super-frames or, as the kernel accounts them, 1800 frames of 1500 bytes:
-/// a few milliseconds at 10 Gbit/s.
-const DEFAULT_BUFFER: usize = 4 << 20;
-
-/// Asks for large socket buffers and reads back what was given.
-pub(super) fn buffers(
-    subject: &str,
-    descriptor: &mut Descriptor,
-    options: &LinkOptions,
-    notes: &mut Vec<String>,
-) -> DescriptorReport {
-    let wanted = options.socket_buffer.unwrap_or(DEFAULT_BUFFER);
-    let mut set = |name, force, text| {
-        let given = grow(descriptor, (name, force), wanted);
-        if options.socket_buffer.is_some() && given < wanted {
-            notes.push(format!("{subject}: {text} is {given} of {wanted} bytes"));
-        }
-        given
-    };
-    DescriptorReport {
-        receive_buffer: set(libc::SO_RCVBUF, libc::SO_RCVBUFFORCE, "SO_RCVBUF"),
-        send_buffer: set(libc::SO_SNDBUF, libc::SO_SNDBUFFORCE, "SO_SNDBUF"),
-        ..DescriptorReport::default()
-    }
-}
-
-fn grow(
-    descriptor: &mut Descriptor,
-    (name, force): (libc::c_int, libc::c_int),
-    wanted: usize,
-) -> usize {
-    let fd = descriptor.as_fd();
-    let old = sys::option(fd, libc::SOL_SOCKET, name).unwrap_or(0);
-    // The kernel doubles what is asked for (sock_setsockopt), so half of what it shows is asked.
-    let asked = libc::c_int::try_from(wanted / 2).unwrap_or(libc::c_int::MAX / 2);
-    if old / 2 < asked {
-        // FORCE needs CAP_NET_ADMIN in the first user namespace; without, rmem_max is the limit.
-        let forced = sys::set_option(fd, libc::SOL_SOCKET, force, asked);
-        if forced.or_else(|_| sys::set_option(fd, libc::SOL_SOCKET, name, asked)).is_ok() {
-            descriptor.remember_option((libc::SOL_SOCKET, name), old / 2);
-        }
-    }
-    let got = sys::option(descriptor.as_fd(), libc::SOL_SOCKET, name).unwrap_or(0);
-    usize::try_from(got).unwrap_or(0)
 }
