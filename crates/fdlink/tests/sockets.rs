@@ -1,5 +1,5 @@
 //! What a socket says beside its messages, and must neither end a queue nor keep it busy: errors of
-//! earlier sends, an error queue, an end of receiving.
+//! earlier sends, an error queue, an end of receiving. And datagrams that its owner had merged.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod common;
@@ -9,7 +9,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 
 use common::{PATIENCE, QUIET, Way, datagrams, readable, recv, udp_sockets};
-use fdlink::link::{adopt, open_packet};
+use fdlink::link::{adopt, adopt_borrowed, open_packet};
 use fdlink::{Closed, Fill, Link, LinkOptions, QueuePair, Receive, TxFrame};
 use rustix::net::{
     AddressFamily, SendFlags, Shutdown, SocketType, ipproto, sendto, shutdown, socket,
@@ -136,6 +136,36 @@ fn one_look_after_waiting_finds_an_interface_gone() {
             // Whoever waits for edges gets one.
             assert!(readable(&**rx, PATIENCE), "{way}");
             assert_eq!(rx.fill().unwrap(), Fill::Closed(Closed::Removed), "{way}");
+        }
+    });
+}
+
+#[test]
+fn datagrams_are_neither_merged_nor_cut() {
+    // linux/udp.h
+    const UDP_SEGMENT: (i32, i32) = (17, 103);
+    const UDP_GRO: (i32, i32) = (17, 104);
+    let set = |fd: &OwnedFd, (level, name), value| {
+        testkit::set_socket_option(fd.as_fd(), level, name, value).unwrap();
+    };
+    let get = |fd: &OwnedFd, (level, name)| testkit::socket_option(fd.as_fd(), level, name);
+    testkit::in_namespace(|| {
+        interface::up("lo").unwrap();
+        for way in WAYS {
+            let (ours, far) = udp_sockets();
+            set(&ours, UDP_GRO, 1);
+            set(&ours, UDP_SEGMENT, 100);
+            set(&far, UDP_SEGMENT, 100);
+            let link = adopt_borrowed(&[ours.as_fd()], &way.options()).unwrap();
+            let mut queue = Box::new(link).into_queues().unwrap().pop().unwrap();
+            let peer = Peer::on_socket(far, 0);
+            peer.send(&[7; 300]).unwrap();
+            let rx = &mut **queue.rx.as_mut().unwrap();
+            assert_eq!(recv(rx, 3, PATIENCE), [[7; 100]; 3], "{way}");
+            queue.tx.send(&[TxFrame::new(&[IoSlice::new(&[8; 300])])]).unwrap();
+            assert_eq!(peer.recv(PATIENCE).unwrap().unwrap(), [8; 300], "{way}");
+            drop(queue);
+            assert_eq!((get(&ours, UDP_GRO).unwrap(), get(&ours, UDP_SEGMENT).unwrap()), (1, 100));
         }
     });
 }

@@ -143,7 +143,8 @@ impl FdLink {
                     packet::configure(index, descriptor, plan, options)?;
                 }
                 LinkKind::SocketSeqpacket => socket::configure(descriptor),
-                LinkKind::SocketDatagram | LinkKind::Tap | LinkKind::Tun => {}
+                LinkKind::SocketDatagram => socket::keep_boundaries(descriptor),
+                LinkKind::Tap | LinkKind::Tun => {}
             }
             let mut report = match plan.kind {
                 LinkKind::Tap | LinkKind::Tun => DescriptorReport::default(),

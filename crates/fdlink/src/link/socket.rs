@@ -52,6 +52,14 @@ pub(super) fn configure(descriptor: &mut Descriptor) {
     drop(descriptor.set_option((libc::SOL_SOCKET, libc::SO_PASSCRED), 1));
 }
 
+/// Makes a UDP socket keep the boundaries between datagrams, which its owner may have had merged or
+/// cut. Other sockets do not have these options.
+pub(super) fn keep_boundaries(descriptor: &mut Descriptor) {
+    for name in [libc::UDP_GRO, libc::UDP_SEGMENT] {
+        drop(descriptor.set_option((libc::SOL_UDP, name), 0));
+    }
+}
+
 /// Whether each message says that it is one.
 pub(super) fn marks_messages(fd: BorrowedFd<'_>) -> bool {
     let option = |name| sys::option(fd, libc::SOL_SOCKET, name).unwrap_or(0);
