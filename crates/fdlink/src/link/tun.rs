@@ -41,6 +41,7 @@ fn open(
     options: &LinkOptions,
 ) -> Result<FdLink, SetupError> {
     plan::some_queues(queues)?;
+    check(kind, name, options)?;
     let mut flags = libc::IFF_NO_PI;
     flags |= if kind == LinkKind::Tun { libc::IFF_TUN } else { libc::IFF_TAP };
     flags |= if queues > 1 { libc::IFF_MULTI_QUEUE } else { 0 };
@@ -65,6 +66,23 @@ fn open(
         fds.push(fd.into());
     }
     FdLink::build(fds, &found, options)
+}
+
+/// Refuses what does not go together before there is a descriptor: attaching one changes a device
+/// that is there already for all of its queues.
+fn check(kind: LinkKind, name: &str, options: &LinkOptions) -> Result<(), SetupError> {
+    let expected = Found {
+        kind,
+        vnet_header: if options.offload == Offload::Off { 0 } else { VnetHeader::LEN },
+        link_header: if kind == LinkKind::Tap { LinkHeader::Ethernet } else { LinkHeader::None },
+        interface: Some(name.to_owned()),
+        interface_index: 0,
+        cooked: None,
+        // The least: what does not go with that goes with none.
+        mtu: Some(plan::LEAST_MTU),
+        uso: false,
+    };
+    plan::make(&[expected], options).map(drop)
 }
 
 /// Tells the device behind a descriptor with a vnet header what the kernel may leave to us; without
