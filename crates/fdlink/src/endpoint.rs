@@ -255,8 +255,9 @@ impl Endpoint {
     }
 
     /// Ends the endpoint and gives its descriptors, for another process that goes on with them (by
-    /// SCM_RIGHTS, or across an exec). They are as the link has set them up, without rings; what
-    /// waits in a socket's own queue stays there, what waits in a ring is lost.
+    /// SCM_RIGHTS, or across an exec). They are as the link has set them up, without rings and
+    /// without a filter on a device; of borrowed ones everything has been put back. What waits in a
+    /// socket's own queue stays there, what waits in a ring is lost.
     ///
     /// # Errors
     ///

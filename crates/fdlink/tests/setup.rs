@@ -400,8 +400,8 @@ fn pairs_have_large_buffers_at_both_ends() {
 }
 
 #[test]
-fn a_device_that_is_there_stays_as_it_is_where_an_option_is_refused() {
-    if !testkit::has_tun("a_device_that_is_there_stays_as_it_is_where_an_option_is_refused") {
+fn a_device_that_is_there_stays_as_it_is() {
+    if !testkit::has_tun("a_device_that_is_there_stays_as_it_is") {
         return;
     }
     testkit::in_namespace(|| {
@@ -411,6 +411,11 @@ fn a_device_that_is_there_stays_as_it_is_where_an_option_is_refused() {
         assert_eq!(text, "mtu: expected 68 to 65536 bytes, found 1");
         let link = adopt(fds, &LinkOptions::new()).unwrap();
         assert_eq!(link.report().descriptors[0].vnet_header_len, 12);
+        // Nor does one more queue change it for the others.
+        let more = open_tap("t", 2, &LinkOptions::new()).unwrap();
+        assert_eq!(more.report().descriptors[0].vnet_header_len, 12);
+        let same = adopt(link.into_fds(), &LinkOptions::new()).unwrap();
+        assert_eq!(same.report().descriptors[0].vnet_header_len, 12);
     });
 }
 
@@ -430,5 +435,19 @@ fn what_means_nothing_to_a_link_is_said() {
             let link = open_tap("t", 1, &options).unwrap();
             assert_eq!(link.report().notes, ["no socket_buffer on a tap"]);
         });
+    }
+}
+
+#[test]
+fn other_time_stamps_come_back() {
+    // asm-generic/socket.h: SO_TIMESTAMP, SO_TIMESTAMP_NEW, SO_TIMESTAMPNS_NEW, SO_TIMESTAMPNS.
+    for name in [29, 63, 64, 35] {
+        let fd = datagrams().0;
+        testkit::set_socket_option(fd.as_fd(), 1, name, 1).unwrap();
+        let link = adopt_borrowed(&[fd.as_fd()], &LinkOptions::new().timestamps(true)).unwrap();
+        assert!(link.report().descriptors[0].timestamps);
+        assert_eq!(testkit::socket_option(fd.as_fd(), 1, 35).unwrap(), 1);
+        drop(link);
+        assert_eq!(testkit::socket_option(fd.as_fd(), 1, name).unwrap(), 1, "{name}");
     }
 }

@@ -83,7 +83,9 @@ pub fn adopt(fds: Vec<OwnedFd>, options: &LinkOptions) -> Result<FdLink, SetupEr
 /// What a duplicate refers to is shared. So as long as the link or one of its queues is there, the
 /// caller's descriptor is non-blocking too, and what arrives goes to whoever receives first. When
 /// they are gone, everything that was changed is put back: status flags, options, buffers,
-/// filters, memberships, rings. What cannot be is said at [`adopt`].
+/// filters, memberships, rings. What cannot be is said at [`adopt`]; and what AF_PACKET has counted
+/// (PACKET_STATISTICS) is then known to the link alone, and a unix seqpacket socket without a name
+/// has got one where frames were sent (SO_PASSCRED binds it, unix(7)).
 ///
 /// # Errors
 ///

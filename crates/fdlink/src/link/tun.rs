@@ -55,17 +55,24 @@ fn open(
         name = tun::set_interface(fd.as_fd(), &name, flags)
             .map_err(|e| call("ioctl(TUNSETIFF)", name.clone(), e))?;
         let failed = |text, source| call(text, name.clone(), source);
-        // Both of these outlive descriptors, so they are said even if they are the default.
+        // Both of these are the device's, and outlive descriptors.
         if options.offload == Offload::Off {
             tun::set_offload(fd.as_fd(), 0).map_err(|e| failed("ioctl(TUNSETOFFLOAD)", e))?;
         } else {
-            let len = tun::set_vnet_header_len(fd.as_fd(), 10);
-            len.map_err(|e| failed("ioctl(TUNSETVNETHDRSZ)", e))?;
+            usable_vnet_header(fd.as_fd()).map_err(|e| failed("ioctl(TUNSETVNETHDRSZ)", e))?;
         }
         found.push(examine(index, fd.as_fd())?);
         fds.push(fd.into());
     }
     FdLink::build(fds, &found, options)
+}
+
+/// Has the vnet header be one that we know, and leaves one that is: others may use the device.
+fn usable_vnet_header(fd: BorrowedFd<'_>) -> io::Result<()> {
+    match usize::try_from(tun::vnet_header_len(fd)?) {
+        Ok(VnetHeader::LEN | VnetHeader::LEN_MRG) => Ok(()),
+        _ => tun::set_vnet_header_len(fd, 10),
+    }
 }
 
 /// Refuses what does not go together before there is a descriptor: attaching one changes a device
