@@ -193,6 +193,9 @@ impl Inlet {
                 Fill::Frames(0)
             }
             libc::ENOBUFS | libc::ENOMEM => Fill::Empty,
+            // The peer closed its end without having read everything. That is told first, and only
+            // then what it had sent, and its end.
+            libc::ECONNRESET if self.port.channel == Channel::UnixSeqpacket => Fill::Frames(0),
             libc::ECONNRESET => Fill::Closed(Closed::PeerClosed),
             libc::EBADFD | libc::ENXIO | libc::ENODEV => Fill::Closed(Closed::Removed),
             errno => Fill::Closed(Closed::Failed { call, errno }),

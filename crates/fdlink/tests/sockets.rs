@@ -8,7 +8,7 @@ use std::io::IoSlice;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 
-use common::{PATIENCE, QUIET, Way, datagrams, readable, recv, udp_sockets};
+use common::{PATIENCE, QUIET, Way, datagrams, readable, recv, seqpackets, udp_sockets};
 use fdlink::link::{adopt, adopt_borrowed, open_packet};
 use fdlink::{Closed, Fill, Link, LinkOptions, QueuePair, Receive, TxFrame};
 use rustix::net::{
@@ -138,6 +138,22 @@ fn one_look_after_waiting_finds_an_interface_gone() {
             assert_eq!(rx.fill().unwrap(), Fill::Closed(Closed::Removed), "{way}");
         }
     });
+}
+
+#[test]
+fn what_a_peer_sent_before_it_closed_comes_whatever_it_left_unread() {
+    for way in WAYS {
+        let (ours, far) = seqpackets();
+        let mut queue = queue(ours, &way.options());
+        queue.tx.send(&[TxFrame::new(&[IoSlice::new(b"unread")])]).unwrap();
+        let peer = Peer::on_socket(far, 0);
+        (0..3).for_each(|serial| peer.send(&[serial]).unwrap());
+        // The kernel tells ECONNRESET before what waits.
+        drop(peer);
+        let rx = &mut **queue.rx.as_mut().unwrap();
+        assert_eq!(recv(rx, 3, PATIENCE), [[0], [1], [2]], "{way}");
+        assert_eq!(until_quiet(rx), Some(Closed::PeerClosed), "{way}");
+    }
 }
 
 #[test]
