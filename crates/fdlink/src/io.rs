@@ -163,10 +163,14 @@ impl Inlet {
         Some(match errno {
             libc::EINTR => return None,
             libc::EAGAIN => self.empty(),
-            // EIO: a TUN whose device is about to be unregistered.
-            libc::ENETDOWN | libc::EIO => {
-                self.port.stats.rx.link_down.add(1);
-                self.down = true;
+            // Told once, and before what had come until then.
+            libc::ENETDOWN => {
+                self.found_down();
+                Fill::Frames(0)
+            }
+            // A TUN whose device is about to be unregistered.
+            libc::EIO => {
+                self.found_down();
                 self.empty()
             }
             // The kernel could not describe the frame in a vnet header, and has dropped it
@@ -200,6 +204,11 @@ impl Inlet {
             libc::EBADFD | libc::ENXIO | libc::ENODEV => Fill::Closed(Closed::Removed),
             errno => Fill::Closed(Closed::Failed { call, errno }),
         })
+    }
+
+    fn found_down(&mut self) {
+        self.port.stats.rx.link_down.add(1);
+        self.down = true;
     }
 
     /// Nothing there: now and then, ask why.

@@ -123,7 +123,7 @@ fn a_datagram_socket_that_was_shut_down_for_receiving_ends_its_queue() {
 }
 
 #[test]
-fn one_look_after_waiting_finds_an_interface_gone() {
+fn one_look_after_waiting_finds_that_an_interface_went() {
     testkit::in_namespace(|| {
         for way in Way::ALL {
             interface::veth("a", "b", 1500).unwrap();
@@ -133,9 +133,11 @@ fn one_look_after_waiting_finds_an_interface_gone() {
             while rx.fill().unwrap() != Fill::Empty {}
             rx.release();
             interface::remove("a").unwrap();
-            // Whoever waits for edges gets one.
+            // Whoever waits for edges gets one, and is told to look again by the clock.
             assert!(readable(&**rx, PATIENCE), "{way}");
-            assert_eq!(rx.fill().unwrap(), Fill::Closed(Closed::Removed), "{way}");
+            assert!(!matches!(rx.fill().unwrap(), Fill::Closed(_)), "{way}");
+            assert!(rx.wakeup().after.is_some(), "{way}");
+            assert_eq!(common::closed(&mut **rx), Closed::Removed, "{way}");
         }
     });
 }
@@ -154,6 +156,24 @@ fn what_a_peer_sent_before_it_closed_comes_whatever_it_left_unread() {
         assert_eq!(recv(rx, 3, PATIENCE), [[0], [1], [2]], "{way}");
         assert_eq!(until_quiet(rx), Some(Closed::PeerClosed), "{way}");
     }
+}
+
+#[test]
+fn what_came_before_an_interface_was_removed_comes_first() {
+    testkit::in_namespace(|| {
+        for way in Way::ALL {
+            interface::veth("a", "b", 1500).unwrap();
+            let mut queues =
+                Box::new(open_packet("a", 1, &way.options()).unwrap()).into_queues().unwrap();
+            let rx = &mut **queues[0].rx.as_mut().unwrap();
+            let peer = Peer::on_interface("b").unwrap();
+            let frames = [1, 2, 3].map(|serial| packet::pattern_frame(100, serial));
+            frames.iter().for_each(|frame| peer.send(frame).unwrap());
+            interface::remove("a").unwrap();
+            assert_eq!(recv(rx, 3, PATIENCE), frames, "{way}");
+            assert_eq!(common::closed(rx), Closed::Removed, "{way}");
+        }
+    });
 }
 
 #[test]

@@ -22,6 +22,7 @@ mod header;
 mod walk;
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use crate::batch::{RxBatch, RxDescriptor};
 use crate::io::{Inlet, Port};
@@ -34,6 +35,10 @@ use crate::sys::socket;
 /// the kernel gets slots back while the reader works.
 const SLOTS_PER_BATCH: usize = 64;
 
+/// How long after an interface went the last block is waited for: its timeout
+/// ([`geometry::RETIRE_MILLIS`]), and time for a busy machine.
+const LAST_BLOCK: Duration = Duration::from_millis(20);
+
 /// Receives from a ring, a block or a run of slots at a time.
 #[derive(Debug)]
 pub(crate) struct PacketMmap {
@@ -42,6 +47,8 @@ pub(crate) struct PacketMmap {
     inlet: Inlet,
     /// The batch was given back before the next visit, by somebody who waits.
     waited: bool,
+    /// When everything is handed over that came before the link was found down.
+    last_block_by: Option<Instant>,
     frames: Vec<RxDescriptor>,
 }
 
@@ -52,7 +59,7 @@ impl PacketMmap {
             RingVersion::V3 => ring.geometry().slot_len as usize / walk::SHORTEST_STEP,
         };
         let frames = Vec::with_capacity(most);
-        Self { ring, inlet: Inlet::new(port), waited: false, frames }
+        Self { ring, inlet: Inlet::new(port), waited: false, last_block_by: None, frames }
     }
 
     fn give_back(&mut self) {
@@ -68,11 +75,20 @@ impl PacketMmap {
         }
         let asked = socket::option(self.inlet.port.fd(), libc::SOL_SOCKET, libc::SO_ERROR);
         let error = match asked {
+            Ok(0) if self.last_block_by.is_some_and(|time| Instant::now() < time) => {
+                return Fill::Empty;
+            }
             Ok(0) => return self.inlet.ask(),
             Ok(errno) => std::io::Error::from_raw_os_error(errno),
             Err(error) => error,
         };
-        self.inlet.failed("the ring's socket", &error).unwrap_or(Fill::Empty)
+        let was_down = self.inlet.down;
+        let fill = self.inlet.failed("the ring's socket", &error);
+        if self.inlet.down && !was_down {
+            self.last_block_by = Some(Instant::now() + LAST_BLOCK);
+        }
+        // There are no frames, but there may be in a moment.
+        fill.filter(|fill| matches!(fill, Fill::Closed(_))).unwrap_or(Fill::Empty)
     }
 }
 
