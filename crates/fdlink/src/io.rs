@@ -309,6 +309,11 @@ impl Inlet {
             counters.outgoing.add(1);
             return None;
         }
+        // A filter, or a slot that is too short, has left a part of it.
+        if info.len as usize > message.len().saturating_sub(self.port.vnet_header) {
+            counters.truncated.add(1);
+            return None;
+        }
         let Some(meta) = self.describe(message, info) else {
             counters.malformed.add(1);
             return None;

@@ -71,7 +71,7 @@ counters! {
         /// checksum included. The kernel is asked now and then, and for the last time when the
         /// queue is dropped.
         kernel_drops,
-        /// Dropped here: longer than the buffer.
+        /// Dropped here: longer than the buffer, or cut off by a filter.
         truncated,
         /// Dropped here: a vnet header or a ring header that makes no sense.
         malformed,
