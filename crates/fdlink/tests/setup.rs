@@ -96,7 +96,12 @@ fn descriptors_that_do_not_go_together_are_refused() {
         let vnet = open_packet("a", 1, &LinkOptions::new()).unwrap().into_fds().pop().unwrap();
         let twice = one.try_clone().unwrap();
         let packet_twice = packets[0].try_clone().unwrap();
-        let cases: [(&[&OwnedFd], &str, &str); 6] = [
+        let elsewhere = testkit::in_second_namespace(|| {
+            interface::veth("a", "b", 1500).unwrap();
+            packet_socket("a").unwrap()
+        });
+        let cases: [(&[&OwnedFd], &str, &str); 7] = [
+            (&[&packets[0], &elsewhere], "1 is a packet on a", "the same network namespace"),
             (&[&one, &other, &twice], "descriptor 2 is the same as descriptor 0", "no duplicates"),
             (&[&packets[0], &packet_twice], "1 is the same as descriptor 0", "no duplicates"),
             (&[&one, &datagram], "descriptor 1 is a datagram socket", "the same kind"),

@@ -81,6 +81,7 @@ fn examine(fd: BorrowedFd<'_>, options: &LinkOptions) -> Result<Found, SetupErro
         link_header: LinkHeader::Ethernet,
         interface: None,
         interface_index: 0,
+        namespace: None,
         cooked: None,
         mtu: None,
         // Both ends are programs that agreed on the header, so it means all it can.

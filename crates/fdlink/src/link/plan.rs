@@ -122,6 +122,8 @@ fn same_kind(first: &Found, found: &[Found]) -> Result<(), SetupError> {
             "descriptors of the same kind as descriptor 0"
         } else if other.interface != first.interface {
             "descriptors of the same interface as descriptor 0"
+        } else if other.namespace != first.namespace {
+            "descriptors of the same network namespace as descriptor 0"
         } else if other.vnet_header != first.vnet_header {
             "descriptors with as long a vnet header as descriptor 0"
         } else if other.link_header != first.link_header {

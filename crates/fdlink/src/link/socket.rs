@@ -39,6 +39,7 @@ pub(super) fn examine(
         link_header: LinkHeader::None,
         interface: None,
         interface_index: 0,
+        namespace: None,
         cooked: None,
         mtu: None,
         // Both ends are programs that agreed on the header, so it means all it can.

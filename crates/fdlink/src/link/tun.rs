@@ -84,6 +84,7 @@ fn check(kind: LinkKind, name: &str, options: &LinkOptions) -> Result<(), SetupE
         link_header: if kind == LinkKind::Tap { LinkHeader::Ethernet } else { LinkHeader::None },
         interface: Some(name.to_owned()),
         interface_index: 0,
+        namespace: None,
         cooked: None,
         // The least: what does not go with that goes with none.
         mtu: Some(plan::LEAST_MTU),
@@ -144,6 +145,7 @@ pub(super) fn examine(index: usize, fd: BorrowedFd<'_>) -> Result<Found, SetupEr
         mtu: mtu(fd, &name),
         interface: Some(name),
         interface_index: 0,
+        namespace: None,
         cooked: None,
         uso: false,
     })

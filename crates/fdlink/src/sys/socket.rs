@@ -44,6 +44,17 @@ pub(crate) fn option(
     Ok(value)
 }
 
+/// A number that the network namespace of the socket has to itself (SO_NETNS_COOKIE, Linux 5.14).
+pub(crate) fn namespace(fd: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut cookie = 0_u64;
+    let mut len = len_of::<u64>();
+    let (raw, at) = (fd.as_raw_fd(), (&raw mut cookie).cast());
+    let (level, name) = (libc::SOL_SOCKET, libc::SO_NETNS_COOKIE);
+    // SAFETY: `at` points to `len` writable bytes, and `len` lives on this stack.
+    check(unsafe { libc::getsockopt(raw, level, name, at, &raw mut len) })?;
+    Ok(cookie)
+}
+
 /// Sets a socket option that is an integer.
 pub(crate) fn set_option(
     fd: BorrowedFd<'_>,
