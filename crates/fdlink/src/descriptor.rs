@@ -27,6 +27,11 @@ pub(crate) struct DeviceFilter(Arc<()>);
 /// What was there before a change.
 #[derive(Debug)]
 enum Change {
+    Buffer {
+        name: libc::c_int,
+        force: libc::c_int,
+        value: libc::c_int,
+    },
     /// Nobody tells which filter the device had.
     DeviceFilter(DeviceFilter),
     /// Empty: none.
@@ -64,18 +69,19 @@ impl Descriptor {
         let old = socket::option(self.as_fd(), level, name)?;
         if old != value {
             socket::set_option(self.as_fd(), level, name, value)?;
-            self.remember_option((level, name), old);
+            self.changes.push(Change::Option { level, name, value: old });
         }
         Ok(())
     }
 
-    /// Remembers what an option that is changed elsewhere is to be set to.
-    pub(crate) fn remember_option(
+    /// Remembers what a buffer that is made larger elsewhere is to be set to, by its option and the
+    /// option that exceeds limits (SO_RCVBUF and SO_RCVBUFFORCE, or those for sending).
+    pub(crate) fn remember_buffer(
         &mut self,
-        (level, name): (libc::c_int, libc::c_int),
+        (name, force): (libc::c_int, libc::c_int),
         value: libc::c_int,
     ) {
-        self.changes.push(Change::Option { level, name, value });
+        self.changes.push(Change::Buffer { name, force, value });
     }
 
     /// Remembers that there is a ring now, which can only be taken off once it is unmapped.
@@ -149,6 +155,10 @@ impl Descriptor {
     fn undo_one(&self, change: Change) -> io::Result<()> {
         let fd = self.as_fd();
         match change {
+            Change::Buffer { name, force, value } => {
+                let set = |name| socket::set_option(fd, libc::SOL_SOCKET, name, value);
+                set(force).or_else(|_| set(name))
+            }
             Change::DeviceFilter(shared) => match Arc::into_inner(shared.0) {
                 Some(()) => tun::detach_filter(fd),
                 None => Ok(()),

@@ -261,8 +261,9 @@ impl Endpoint {
 
     /// Stops receiving for good and gives the descriptors, for another process that goes on with
     /// them (by SCM_RIGHTS, or across an exec). They are duplicates, as the link has set them up,
-    /// without rings; what waits in a socket's own queue stays there, what waits in a ring is lost.
-    /// The endpoint can be dropped then.
+    /// without rings; when the endpoint is dropped, a filter on a device goes, and of borrowed ones
+    /// everything is put back. What waits in a socket's own queue stays there, what waits in a ring
+    /// is lost.
     ///
     /// # Errors
     ///

@@ -1,5 +1,5 @@
-//! How frames cross a descriptor: one file for each mode, and one for sending. What they share is
-//! here: what errors mean, what is counted, and what is known of a received frame.
+//! How frames cross a descriptor: one file for each mode, and one for sending. What all of them need
+//! is here; what those that receive share is in `io/inlet.rs`.
 //!
 //! What is not here: what a descriptor is and how it is set up (`link/`). This module knows only
 //! which calls it takes ([`Channel`]).
@@ -7,26 +7,22 @@
 pub(crate) mod cooked;
 mod drops;
 pub(crate) mod framed;
+mod inlet;
 pub(crate) mod mmsg;
 pub(crate) mod packet_mmap;
 pub(crate) mod readv;
 pub(crate) mod transmit;
 
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::time::Duration;
 
-use crate::batch::{LinkHeader, PacketType, RxMeta, VlanTag};
+use crate::batch::LinkHeader;
 use crate::descriptor::Descriptor;
 use crate::io::cooked::Cooked;
-use crate::io::drops::Drops;
-use crate::offload::vnet::{ChecksumField, RxChecksum, VnetHeader};
-use crate::queue::{Closed, Fill, Wakeup};
+use crate::io::inlet::Inlet;
 use crate::stats::QueueStats;
-use crate::sys::message::{Ask, Incoming, PacketInfo};
+use crate::sys::message::Ask;
 use crate::sys::outgoing::Outgoing;
-use crate::sys::{interface, poll, socket, tun};
 
 /// Bytes of buffer for one received frame: the largest MTU (65536), a link header with a VLAN tag
 /// (18) and a vnet header (12), rounded up to pages.
@@ -95,246 +91,4 @@ impl Port {
             _ => Ask::Bytes,
         }
     }
-}
-
-/// What the ways of receiving share.
-#[derive(Debug)]
-struct Inlet {
-    port: Port,
-    /// The link was found down, and not up again since.
-    down: bool,
-    /// Nothing shows on the descriptor when its device is removed.
-    vanishes: bool,
-    drops: Drops,
-    /// Frames of this visit, not yet in the counters.
-    frames: u64,
-    bytes: u64,
-    super_frames: u64,
-}
-
-/// How often a link that is down is looked at. An interface that was taken down and is then removed
-/// gives no second edge (packet_notifier, net/packet/af_packet.c), so somebody must look.
-const LOOK_AGAIN: Duration = Duration::from_millis(100);
-
-/// How often a device is looked at that vanishes without a sign.
-const LOOK_NOW_AND_THEN: Duration = Duration::from_secs(1);
-
-impl Inlet {
-    fn new(port: Port) -> Self {
-        // A macvtap's node. A TUN's has one number, whatever device is behind it.
-        let vanishes = port.channel == Channel::Device && !tun::is_tun_node(port.fd());
-        let drops = Drops::new(&port);
-        Self { port, down: false, vanishes, drops, frames: 0, bytes: 0, super_frames: 0 }
-    }
-
-    fn wakeup(&self) -> Wakeup<'_> {
-        let after = match (self.down, self.vanishes) {
-            (true, _) => Some(LOOK_AGAIN),
-            (false, true) => Some(LOOK_NOW_AND_THEN),
-            (false, false) => None,
-        };
-        Wakeup { descriptor: Some(self.port.fd()), after }
-    }
-
-    /// A system call was made.
-    fn called(&mut self) {
-        self.port.stats.rx.calls.add(1);
-        self.drops.visited(1);
-    }
-
-    /// What becomes of a visit whose call failed; `None` for one that is to be made again.
-    fn failed(&mut self, call: &'static str, error: &io::Error) -> Option<Fill> {
-        let errno = error.raw_os_error().unwrap_or(0);
-        Some(match errno {
-            libc::EINTR => return None,
-            libc::EAGAIN => self.empty(),
-            // EIO: a TUN whose device is about to be unregistered.
-            libc::ENETDOWN | libc::EIO => {
-                self.port.stats.rx.link_down.add(1);
-                self.down = true;
-                self.empty()
-            }
-            // The kernel could not describe the frame in a vnet header, and has dropped it
-            // (virtio_net_hdr_from_skb).
-            libc::EINVAL => {
-                self.port.stats.rx.malformed.add(1);
-                Fill::Frames(0)
-            }
-            // An error that an earlier send caused (an ICMP message on UDP, a peer that is gone).
-            libc::ECONNREFUSED | libc::EHOSTUNREACH | libc::ENETUNREACH => Fill::Frames(0),
-            libc::ENOBUFS | libc::ENOMEM => Fill::Empty,
-            libc::ECONNRESET => Fill::Closed(Closed::PeerClosed),
-            libc::EBADFD | libc::ENXIO | libc::ENODEV => Fill::Closed(Closed::Removed),
-            errno => Fill::Closed(Closed::Failed { call, errno }),
-        })
-    }
-
-    /// Nothing there: the time for what is not done with every visit.
-    fn empty(&mut self) -> Fill {
-        if self.drops.are_due() {
-            self.drops.count(&self.port);
-        }
-        if (self.down || self.vanishes) && self.removed() {
-            Fill::Closed(Closed::Removed)
-        } else {
-            Fill::Empty
-        }
-    }
-
-    fn removed(&self) -> bool {
-        match self.port.channel {
-            Channel::Packet => {
-                socket::packet_name(self.port.fd()).is_ok_and(|name| name.interface == -1)
-            }
-            // ENOLINK, where the device was a macvtap.
-            Channel::Device => self.vanishes && tun::interface(self.port.fd()).is_err(),
-            Channel::Datagram | Channel::Seqpacket | Channel::UnixSeqpacket => false,
-        }
-    }
-
-    /// Whether a link that was down is up again. A frame alone does not say so: it may have waited in
-    /// the socket's queue, of which the kernel tells only after the error.
-    fn is_up(&self) -> bool {
-        let fd = self.port.fd();
-        self.port.channel != Channel::Packet
-            || socket::packet_name(fd)
-                .and_then(|name| interface::name(fd, name.interface))
-                .and_then(|name| interface::is_up(fd, &name))
-                .unwrap_or(false)
-    }
-
-    /// Whether a message of no bytes is the end of the peer. Where messages do not say that they are
-    /// one (seqpacket sockets of other families than unix), it is taken for the end if the peer has
-    /// hung up and no byte waits: its last messages, if they are empty, are lost.
-    fn is_end(&self, messages: &Incoming, index: usize) -> bool {
-        let hung_up = libc::POLLRDHUP | libc::POLLHUP;
-        match self.port.channel {
-            Channel::UnixSeqpacket => !messages.has_credentials(index),
-            Channel::Seqpacket => {
-                poll::events(self.port.fd(), libc::POLLRDHUP) & hung_up != 0
-                    && socket::bytes_waiting(self.port.fd()).unwrap_or(0) == 0
-            }
-            Channel::Datagram | Channel::Device | Channel::Packet => false,
-        }
-    }
-
-    /// As [`admit`](Self::admit), of a message whose link header may be missing: there is headroom
-    /// for it in front then, which is part of `message`.
-    fn admit_message(&mut self, message: &mut [u8], info: PacketInfo) -> Option<RxMeta> {
-        let cooked = self.port.cooked;
-        let info = cooked.map_or(info, |cooked| cooked.add_header(info, message));
-        self.admit(message, info)
-    }
-
-    /// Decides about one message: what is known of its frame, or `None` where it was counted as
-    /// dropped. `message` starts with the vnet header, if there is one.
-    fn admit(&mut self, message: &[u8], info: PacketInfo) -> Option<RxMeta> {
-        let counters = &self.port.stats.rx;
-        let packet_type = packet_type(info.packet_type);
-        if packet_type == PacketType::Outgoing {
-            counters.outgoing.add(1);
-            return None;
-        }
-        let Some(meta) = self.describe(message, info) else {
-            counters.malformed.add(1);
-            return None;
-        };
-        self.frames += 1;
-        self.bytes += (message.len() - self.port.vnet_header) as u64;
-        self.super_frames += u64::from(meta.gso.is_some());
-        Some(RxMeta { packet_type, ..meta })
-    }
-
-    fn describe(&self, message: &[u8], info: PacketInfo) -> Option<RxMeta> {
-        let (vnet, frame) = message.split_at_checked(self.port.vnet_header)?;
-        let mut meta = RxMeta {
-            link_header: self.port.link_header,
-            original_len: info.len,
-            vlan: vlan(info),
-            timestamp: info.timestamp,
-            ..RxMeta::default()
-        };
-        if vnet.is_empty() {
-            meta.checksum = checksum_of_status(info.status, self.port.link_header, frame);
-        } else {
-            let header = VnetHeader::parse(vnet)?;
-            meta.checksum = header.checksum(frame.len()).ok()?;
-            meta.gso = header.gso(frame.len()).ok()?;
-        }
-        Some(meta)
-    }
-
-    /// Puts what this visit brought into the counters.
-    fn settle(&mut self) -> Fill {
-        let frames = std::mem::take(&mut self.frames);
-        let counters = &self.port.stats.rx;
-        if frames > 0 {
-            self.down = self.down && !self.is_up();
-            counters.frames.add(frames);
-            counters.bytes.add(std::mem::take(&mut self.bytes));
-            counters.super_frames.add(std::mem::take(&mut self.super_frames));
-            counters.batches.add(1);
-        }
-        if self.drops.are_overdue() {
-            self.drops.count(&self.port);
-        }
-        Fill::Frames(usize::try_from(frames).unwrap_or(usize::MAX))
-    }
-}
-
-impl Drop for Inlet {
-    fn drop(&mut self) {
-        self.drops.count(&self.port);
-    }
-}
-
-fn packet_type(value: u8) -> PacketType {
-    match value {
-        libc::PACKET_BROADCAST => PacketType::Broadcast,
-        libc::PACKET_MULTICAST => PacketType::Multicast,
-        libc::PACKET_OTHERHOST => PacketType::OtherHost,
-        libc::PACKET_OUTGOING => PacketType::Outgoing,
-        _ => PacketType::Host,
-    }
-}
-
-fn vlan(info: PacketInfo) -> Option<VlanTag> {
-    // Before Linux 3.14 the kernel did not tell which kind of tag it was; then it is 802.1Q.
-    let known = info.status & libc::TP_STATUS_VLAN_TPID_VALID != 0;
-    (info.status & libc::TP_STATUS_VLAN_VALID != 0).then_some(VlanTag {
-        tpid: if known { info.vlan_tpid } else { 0x8100 },
-        tci: info.vlan_tci,
-    })
-}
-
-/// The checksum state where AF_PACKET has no vnet header: the status says whether, but not where,
-/// so the place is looked up in the headers.
-fn checksum_of_status(status: u32, link_header: LinkHeader, frame: &[u8]) -> RxChecksum {
-    if status & libc::TP_STATUS_CSUMNOTREADY != 0 {
-        return transport_checksum(link_header, frame)
-            .map_or(RxChecksum::Unverified, RxChecksum::Partial);
-    }
-    if status & libc::TP_STATUS_CSUM_VALID != 0 {
-        RxChecksum::Valid
-    } else {
-        RxChecksum::Unverified
-    }
-}
-
-/// Where the checksum of a TCP or UDP packet lies, for IPv4 and for IPv6 without extensions.
-fn transport_checksum(link_header: LinkHeader, frame: &[u8]) -> Option<ChecksumField> {
-    let packet = frame.get(link_header.len()..)?;
-    let (header, protocol) = match packet.first()? >> 4 {
-        4 => (usize::from(packet[0] & 0xf) * 4, *packet.get(9)?),
-        6 => (40, *packet.get(6)?),
-        _ => return None,
-    };
-    // Offsets of the checksum in the TCP (RFC 9293) and UDP (RFC 768) headers.
-    let offset = match i32::from(protocol) {
-        libc::IPPROTO_TCP => 16,
-        libc::IPPROTO_UDP => 6,
-        _ => return None,
-    };
-    let start = u16::try_from(link_header.len() + header).ok()?;
-    Some(ChecksumField { start, offset }).filter(|field| field.fits(frame.len()))
 }

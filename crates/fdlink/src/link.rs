@@ -2,6 +2,7 @@
 //! [`adopt_borrowed`], [`adopt_framed`]), or a decorator over another link. Link kinds live in
 //! `link/`; how frames cross a descriptor lives in `io/`; the two meet where a link is built.
 
+mod buffers;
 mod counters;
 mod examine;
 mod extras;

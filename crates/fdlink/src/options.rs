@@ -267,8 +267,8 @@ impl LinkOptions {
     /// before that.
     ///
     /// What waits when the program is attached is thrown away, so that no frame comes that it did
-    /// not see. A program that keeps a part of a frame makes it a truncated one, which
-    /// is counted and not delivered: return 0 or `u32::MAX`.
+    /// not see. Return 0 or `u32::MAX`: an AF_PACKET frame of which a part is kept is a truncated
+    /// one, which is counted and not delivered; on other kinds nobody tells that it is a part.
     pub fn filter(mut self, program: Vec<BpfInstruction>) -> Self {
         self.filter = Some(program);
         self

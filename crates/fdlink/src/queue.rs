@@ -73,7 +73,7 @@ pub enum Closed {
     PeerClosed,
     /// The interface behind the descriptor is gone.
     Removed,
-    /// The owner asked for it.
+    /// The owner asked for it, or has shut a datagram socket down for receiving.
     Stopped,
 }
 

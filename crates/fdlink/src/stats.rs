@@ -65,10 +65,13 @@ counters! {
         calls,
         /// Super-frames among the frames.
         super_frames,
-        /// Dropped by the kernel because we were slow (PACKET_STATISTICS). The kernel is asked now
-        /// and then, and for the last time when the queue is dropped.
+        /// Dropped by the kernel because we were slow: on AF_PACKET since somebody last asked for
+        /// it (PACKET_STATISTICS), so what an adopted socket had dropped counts; on other datagram
+        /// sockets since the queue was made (SO_MEMINFO), what a filter refused on UDP and a wrong
+        /// checksum included. The kernel is asked now and then, and for the last time when the
+        /// queue is dropped.
         kernel_drops,
-        /// Dropped here: longer than the buffer.
+        /// Dropped here: longer than the buffer, or cut off by a filter.
         truncated,
         /// Dropped here: a vnet header or a ring header that makes no sense.
         malformed,

@@ -318,3 +318,24 @@ fn borrowed_devices_are_blocking_again() {
         assert!(!fcntl_getfl(&fd).unwrap().contains(OFlags::NONBLOCK));
     });
 }
+
+#[test]
+fn a_part_of_a_frame_that_a_filter_keeps_is_counted_and_not_delivered() {
+    testkit::in_namespace(|| {
+        // The frame's first 50 bytes; of a cooked socket's, those behind the link header.
+        let part = BpfInstruction { code: 0x06, jt: 0, jf: 0, k: 50 };
+        for kind in [Kind::Packet, Kind::Cooked] {
+            for way in kind.ways() {
+                let options = way.options().filter(vec![part]);
+                let (link, peer, _) = common::link(kind, &options).unwrap();
+                let stats = link.stats();
+                let mut rx = rx_of(link);
+                let whole = kind.frame(50, 1);
+                peer.send(&kind.frame(100, 2)).unwrap();
+                peer.send(&whole).unwrap();
+                assert_eq!(all_of(&mut *rx, 1), [whole], "{kind:?} {way}");
+                assert_eq!(stats.rx().truncated, 1, "{kind:?} {way}");
+            }
+        }
+    });
+}

@@ -5,7 +5,9 @@
 mod common;
 
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::AsFd;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use common::{PATIENCE, QUIET, recv};
@@ -213,7 +215,7 @@ fn one_socket_makes_no_group() {
         assert_eq!(link.report().descriptors[0].fanout_group, None);
         assert_eq!(link.report().notes, ["fanout: one descriptor has nothing to share"]);
         let fds = link.into_fds();
-        let name = testkit::socket_option(std::os::fd::AsFd::as_fd(&fds[0]), 263, 18).unwrap();
+        let name = testkit::socket_option(fds[0].as_fd(), 263, 18).unwrap();
         assert_eq!(name, 0);
     });
 }
@@ -272,4 +274,67 @@ fn be_a_member() {
     std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
     let count = received(&mut queues, SENT).iter().map(Vec::len).sum();
     say("received", count);
+}
+
+#[test]
+fn what_came_before_the_group_is_the_first_ones_alone() {
+    testkit::in_namespace(|| {
+        interface::veth("a", "b", 1500).unwrap();
+        let peer = Peer::on_interface("b").unwrap();
+        let sockets: Vec<_> = (0..2).map(|_| testkit::packet_socket("a").unwrap()).collect();
+        for socket in &sockets {
+            // SOL_SOCKET, SO_RCVBUF: the least there is.
+            testkit::set_socket_option(socket.as_fd(), 1, 8, 1).unwrap();
+        }
+        (0..50).for_each(|round| peer.send(&frame(1, round, 1000)).unwrap());
+        let link = adopt(sockets, &LinkOptions::new()).unwrap();
+        let stats = link.stats();
+        let mut queues = Box::new(link).into_queues().unwrap();
+        let mut counted = Vec::new();
+        for (queue, counters) in queues.iter_mut().zip(stats.queues()) {
+            let rx = &mut **queue.rx.as_mut().unwrap();
+            recv(rx, usize::MAX, QUIET);
+            rx.update_stats();
+            let counters = counters.rx.snapshot();
+            counted.push(counters.frames + counters.kernel_drops);
+        }
+        assert_eq!(counted, [50, 0]);
+    });
+}
+
+#[test]
+fn no_frame_comes_twice_while_links_are_made_and_go() {
+    const LINKS: usize = 20;
+    testkit::in_namespace(|| {
+        interface::veth("a", "b", 1500).unwrap();
+        let (stop, peer) = (AtomicBool::new(false), Peer::on_interface("b").unwrap());
+        let mut twice = 0;
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut serial = 0_u64;
+                while !stop.load(Ordering::Relaxed) {
+                    let source = ([192, 0, 2, 1], 1000 + u16::try_from(serial % 40).unwrap());
+                    let payload = serial.to_ne_bytes();
+                    let packet = packet::udp(source.into(), ([192, 0, 2, 2], 9).into(), &payload);
+                    peer.send(&packet::ethernet_ip([2; 6], [4; 6], &packet)).unwrap();
+                    serial += 1;
+                }
+            });
+            for mode in Mode::NAMED.into_iter().cycle().take(LINKS) {
+                let options = LinkOptions::new().mode(mode).ring_bytes(8 << 20);
+                let mut queues =
+                    Box::new(open_packet("a", 2, &options).unwrap()).into_queues().unwrap();
+                let mut frames = Vec::new();
+                for queue in &mut queues {
+                    frames.extend(recv(&mut **queue.rx.as_mut().unwrap(), 20_000, QUIET));
+                }
+                let count = frames.len();
+                frames.sort();
+                frames.dedup();
+                twice += count - frames.len();
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+        assert_eq!(twice, 0);
+    });
 }

@@ -15,8 +15,8 @@ use fdlink::link::{
     adopt, adopt_borrowed, open_datagram_pair, open_packet, open_seqpacket_pair, open_tap, open_tun,
 };
 use fdlink::{
-    BpfInstruction, Closed, Fanout, FdLink, Link, LinkKind, LinkOptions, Mode, Offload, SetupError,
-    TxFrame,
+    BpfInstruction, Closed, Fanout, FdLink, Link, LinkKind, LinkOptions, MacAddr, Mode, Offload,
+    SetupError, TxFrame,
 };
 use testkit::{Peer, interface, packet, packet_socket};
 
@@ -96,7 +96,12 @@ fn descriptors_that_do_not_go_together_are_refused() {
         let vnet = open_packet("a", 1, &LinkOptions::new()).unwrap().into_fds().pop().unwrap();
         let twice = one.try_clone().unwrap();
         let packet_twice = packets[0].try_clone().unwrap();
-        let cases: [(&[&OwnedFd], &str, &str); 6] = [
+        let elsewhere = testkit::in_second_namespace(|| {
+            interface::veth("a", "b", 1500).unwrap();
+            packet_socket("a").unwrap()
+        });
+        let cases: [(&[&OwnedFd], &str, &str); 7] = [
+            (&[&packets[0], &elsewhere], "1 is a packet on a", "the same network namespace"),
             (&[&one, &other, &twice], "descriptor 2 is the same as descriptor 0", "no duplicates"),
             (&[&packets[0], &packet_twice], "1 is the same as descriptor 0", "no duplicates"),
             (&[&one, &datagram], "descriptor 1 is a datagram socket", "the same kind"),
@@ -397,4 +402,57 @@ fn pairs_have_large_buffers_at_both_ends() {
     }
     let text = open_seqpacket_pair(&LinkOptions::new().mtu(1)).unwrap_err().to_string();
     assert_eq!(text, "mtu: expected 68 to 65536 bytes, found 1");
+}
+
+#[test]
+fn a_device_that_is_there_stays_as_it_is() {
+    if !testkit::has_tun("a_device_that_is_there_stays_as_it_is") {
+        return;
+    }
+    testkit::in_namespace(|| {
+        let fds = open_tap("t", 2, &LinkOptions::new()).unwrap().into_fds();
+        testkit::set_tun_vnet_header(fds[0].as_fd(), 12).unwrap();
+        let text = text(&open_tap("t", 2, &LinkOptions::new().mtu(1)).unwrap_err());
+        assert_eq!(text, "mtu: expected 68 to 65536 bytes, found 1");
+        let link = adopt(fds, &LinkOptions::new()).unwrap();
+        assert_eq!(link.report().descriptors[0].vnet_header_len, 12);
+        // Nor does one more queue change it for the others.
+        let more = open_tap("t", 2, &LinkOptions::new()).unwrap();
+        assert_eq!(more.report().descriptors[0].vnet_header_len, 12);
+        let same = adopt(link.into_fds(), &LinkOptions::new()).unwrap();
+        assert_eq!(same.report().descriptors[0].vnet_header_len, 12);
+    });
+}
+
+#[test]
+fn what_means_nothing_to_a_link_is_said() {
+    let fd = datagrams().0;
+    let group = LinkOptions::new().ethernet(true).address(MacAddr::BROADCAST);
+    let found = "found ff:ff:ff:ff:ff:ff";
+    let expected = "address: expected a station's address, and no group's";
+    assert_eq!(refusal(&[fd.as_fd()], &group), format!("{expected}, {found}"));
+    let options = LinkOptions::new().address(MacAddr([2, 0, 0, 0, 0, 1])).socket_buffer(1 << 20);
+    let link = adopt(vec![fd], &options).unwrap();
+    assert_eq!(link.report().notes, ["no address 02:00:00:00:00:01: no frame has one"]);
+    if testkit::has_tun("what_means_nothing_to_a_link_is_said") {
+        testkit::in_namespace(|| {
+            let options = LinkOptions::new().socket_buffer(1 << 20);
+            let link = open_tap("t", 1, &options).unwrap();
+            assert_eq!(link.report().notes, ["no socket_buffer on a tap"]);
+        });
+    }
+}
+
+#[test]
+fn other_time_stamps_come_back() {
+    // asm-generic/socket.h: SO_TIMESTAMP, SO_TIMESTAMP_NEW, SO_TIMESTAMPNS_NEW, SO_TIMESTAMPNS.
+    for name in [29, 63, 64, 35] {
+        let fd = datagrams().0;
+        testkit::set_socket_option(fd.as_fd(), 1, name, 1).unwrap();
+        let link = adopt_borrowed(&[fd.as_fd()], &LinkOptions::new().timestamps(true)).unwrap();
+        assert!(link.report().descriptors[0].timestamps);
+        assert_eq!(testkit::socket_option(fd.as_fd(), 1, 35).unwrap(), 1);
+        drop(link);
+        assert_eq!(testkit::socket_option(fd.as_fd(), 1, name).unwrap(), 1, "{name}");
+    }
 }

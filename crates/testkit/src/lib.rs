@@ -102,6 +102,20 @@ pub fn socket_option(
     sys::option::get(fd, level, name)
 }
 
+/// Sets an integer socket option, by level and name.
+///
+/// # Errors
+///
+/// Where the descriptor has no such option, or it may not have that value.
+pub fn set_socket_option(
+    fd: std::os::fd::BorrowedFd<'_>,
+    level: i32,
+    name: i32,
+    value: i32,
+) -> std::io::Result<()> {
+    sys::option::set(fd, level, name, value)
+}
+
 /// How many instructions the filter on a socket has; 0 without.
 ///
 /// # Errors

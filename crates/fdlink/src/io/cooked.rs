@@ -12,7 +12,7 @@
 //! becomes the address again (`sys/address.rs`).
 
 use crate::batch::{ETHERNET_HEADER_LEN, EtherType, MacAddr, PacketType, ethernet_header};
-use crate::io::packet_type;
+use crate::io::inlet::packet_type;
 use crate::sys::message::PacketInfo;
 
 /// [`ETHERNET_HEADER_LEN`] in the type of `tp_len`.

@@ -26,7 +26,7 @@ pub(super) struct Drops {
 impl Drops {
     /// From now on.
     pub(super) fn new(port: &Port) -> Self {
-        Self { visits: 0, before: total(port) }
+        Self { visits: 0, before: total(port).unwrap_or(0) }
     }
 
     /// The queue was visited, or so many slots of it were taken.
@@ -49,19 +49,18 @@ impl Drops {
         self.visits = 0;
         let new = match port.channel {
             Channel::Packet => socket::packet_drops(port.fd()).unwrap_or(0),
-            _ => {
-                let total = total(port);
-                total.wrapping_sub(std::mem::replace(&mut self.before, total))
-            }
+            // A counter that cannot be read now has not gone back to 0.
+            _ => total(port)
+                .map_or(0, |total| total.wrapping_sub(std::mem::replace(&mut self.before, total))),
         };
         port.stats.rx.kernel_drops.add(new.into());
     }
 }
 
-/// What a counter says that goes on; 0 where there is none.
-fn total(port: &Port) -> u32 {
+/// What a counter says that goes on; `None` where there is none.
+fn total(port: &Port) -> Option<u32> {
     match port.channel {
-        Channel::Datagram => socket::dropped(port.fd()).unwrap_or(0),
-        Channel::Device | Channel::Packet | Channel::Seqpacket | Channel::UnixSeqpacket => 0,
+        Channel::Datagram => socket::dropped(port.fd()).ok(),
+        Channel::Device | Channel::Packet | Channel::Seqpacket | Channel::UnixSeqpacket => None,
     }
 }

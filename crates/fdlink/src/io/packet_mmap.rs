@@ -22,6 +22,7 @@ mod header;
 mod walk;
 
 use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
 
 use crate::batch::{RxBatch, RxDescriptor};
 use crate::io::{Inlet, Port};
@@ -34,9 +35,9 @@ use crate::sys::socket;
 /// the kernel gets slots back while the reader works.
 const SLOTS_PER_BATCH: usize = 64;
 
-/// How often a ring that stays empty is asked for a socket error: only poll or SO_ERROR tell of a
-/// link that went down, and asking costs a system call.
-const EMPTY_VISITS_BETWEEN_CHECKS: u32 = 16;
+/// How long after an interface went the last block is waited for: its timeout
+/// ([`geometry::RETIRE_MILLIS`]), and time for a busy machine.
+const LAST_BLOCK: Duration = Duration::from_millis(20);
 
 /// Receives from a ring, a block or a run of slots at a time.
 #[derive(Debug)]
@@ -44,7 +45,10 @@ pub(crate) struct PacketMmap {
     // The ring first: it is unmapped before its descriptor may take it off.
     ring: Ring,
     inlet: Inlet,
-    empty_visits: u32,
+    /// The batch was given back before the next visit, by somebody who waits.
+    waited: bool,
+    /// When everything is handed over that came before the link was found down.
+    last_block_by: Option<Instant>,
     frames: Vec<RxDescriptor>,
 }
 
@@ -55,31 +59,43 @@ impl PacketMmap {
             RingVersion::V3 => ring.geometry().slot_len as usize / walk::SHORTEST_STEP,
         };
         let frames = Vec::with_capacity(most);
-        Self { ring, inlet: Inlet::new(port), empty_visits: 0, frames }
+        Self { ring, inlet: Inlet::new(port), waited: false, last_block_by: None, frames }
     }
 
-    /// Nothing in the ring: now and then, ask why.
-    fn idle(&mut self) -> Fill {
-        self.empty_visits += 1;
-        let inlet = &self.inlet;
-        if self.empty_visits < EMPTY_VISITS_BETWEEN_CHECKS && !inlet.down && !inlet.drops.are_due()
-        {
+    fn give_back(&mut self) {
+        self.frames.clear();
+        self.ring.release();
+    }
+
+    /// Nothing in the ring: now and then, and for somebody who was woken, ask for a socket error.
+    /// Only that, or poll, tells of a link that went down.
+    fn idle(&mut self, waited: bool) -> Fill {
+        if !self.inlet.is_time_to_ask() && !waited {
             return Fill::Empty;
         }
-        self.empty_visits = 0;
         let asked = socket::option(self.inlet.port.fd(), libc::SOL_SOCKET, libc::SO_ERROR);
         let error = match asked {
-            Ok(0) => return self.inlet.empty(),
+            Ok(0) if self.last_block_by.is_some_and(|time| Instant::now() < time) => {
+                return Fill::Empty;
+            }
+            Ok(0) => return self.inlet.ask(),
             Ok(errno) => std::io::Error::from_raw_os_error(errno),
             Err(error) => error,
         };
-        self.inlet.failed("the ring's socket", &error).unwrap_or(Fill::Empty)
+        let was_down = self.inlet.down;
+        let fill = self.inlet.failed("the ring's socket", &error);
+        if self.inlet.down && !was_down {
+            self.last_block_by = Some(Instant::now() + LAST_BLOCK);
+        }
+        // There are no frames, but there may be in a moment.
+        fill.filter(|fill| matches!(fill, Fill::Closed(_))).unwrap_or(Fill::Empty)
     }
 }
 
 impl Receive for PacketMmap {
     fn fill(&mut self) -> std::io::Result<Fill> {
-        self.release();
+        let waited = std::mem::take(&mut self.waited);
+        self.give_back();
         let geometry = self.ring.geometry();
         let most = match geometry.version {
             RingVersion::V2 => SLOTS_PER_BATCH,
@@ -87,9 +103,8 @@ impl Receive for PacketMmap {
         };
         let taken = self.ring.take(most);
         if taken == 0 {
-            return Ok(self.idle());
+            return Ok(self.idle(waited));
         }
-        self.empty_visits = 0;
         // A ring that was overrun has at least its slots to be taken, however few visits that is.
         self.inlet.drops.visited(taken);
         let (memory, frames) = (self.ring.held(), &mut self.frames);
@@ -111,8 +126,8 @@ impl Receive for PacketMmap {
     }
 
     fn release(&mut self) {
-        self.frames.clear();
-        self.ring.release();
+        self.give_back();
+        self.waited = true;
     }
 
     fn wakeup(&self) -> Wakeup<'_> {

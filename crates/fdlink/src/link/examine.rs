@@ -24,6 +24,8 @@ pub(super) struct Found {
     pub(super) interface: Option<String>,
     /// That interface's index, on AF_PACKET; else 0.
     pub(super) interface_index: libc::c_int,
+    /// The network namespace that it is in, on AF_PACKET where the kernel tells.
+    pub(super) namespace: Option<u64>,
     /// What a cooked socket is bound to; `None` on everything else.
     pub(super) cooked: Option<Cooked>,
     /// The interface's MTU, where the descriptor tells.

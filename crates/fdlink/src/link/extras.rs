@@ -29,6 +29,10 @@ const BATCH: usize = 32;
 /// The kernel takes no more messages in one call (UIO_MAXIOV, linux/uio.h).
 const MOST_BATCH: usize = 1024;
 
+/// Stamps in other forms, of which a socket has one at a time: SO_TIMESTAMPNS_NEW, SO_TIMESTAMP_NEW
+/// (which reads as on where that is) and SO_TIMESTAMP (asm-generic/socket.h).
+const OTHER_STAMPS: [libc::c_int; 3] = [64, 63, libc::SO_TIMESTAMP];
+
 /// BPF_MAXINSNS, linux/bpf_common.h.
 const MOST_INSTRUCTIONS: usize = 4096;
 
@@ -128,6 +132,10 @@ pub(super) fn apply(
         report.promiscuous = true;
     }
     if extras.timestamps {
+        // Taken off by name, so that they come back by name.
+        for other in OTHER_STAMPS {
+            drop(descriptor.set_option((libc::SOL_SOCKET, other), 0));
+        }
         descriptor
             .set_option((libc::SOL_SOCKET, libc::SO_TIMESTAMPNS), 1)
             .map_err(failed("setsockopt(SO_TIMESTAMPNS)"))?;

@@ -1,7 +1,9 @@
 //! Several AF_PACKET sockets that share what comes in (PACKET_FANOUT).
 //!
-//! A group cannot be left but by closing the socket, so joining is the last step of a set-up. Until
-//! it joins, a socket receives what the others do, too; what came before is thrown away.
+//! A group cannot be left but by closing the socket, so joining comes last in a set-up. Until it
+//! joins, a socket would receive what the first does, too; so all the others are closed by a filter
+//! from early on, and opened when they have joined. Of a flow that is theirs, what comes in between
+//! is lost, as what came before the link was there.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -9,18 +11,14 @@ use std::os::fd::{AsFd, BorrowedFd};
 use crate::descriptor::Descriptor;
 use crate::error::SetupError;
 use crate::link::examine::call;
-use crate::options::{BpfInstruction, Fanout, FanoutMode, Mode};
+use crate::options::{BpfInstruction, Fanout, FanoutMode};
 use crate::sys::socket as sys;
 
 /// A program that keeps nothing (BPF_RET | BPF_K, linux/bpf_common.h).
 const NOTHING: [BpfInstruction; 1] = [BpfInstruction { code: 0x06, jt: 0, jf: 0, k: 0 }];
 
-/// Keeps those that will have a ring, but the first, from receiving what the first receives: of a
-/// ring, nothing can be thrown away later.
-pub(super) fn close(descriptors: &mut [Descriptor], mode: Mode, notes: &mut Vec<String>) {
-    if mode != Mode::PacketMmap {
-        return;
-    }
+/// Keeps all but the first from receiving what the first receives.
+pub(super) fn close(descriptors: &mut [Descriptor], notes: &mut Vec<String>) {
     for (index, descriptor) in descriptors.iter_mut().enumerate().skip(1) {
         if let Err(error) = descriptor.set_filter(&NOTHING) {
             // A locked filter, or one that is no classic BPF.
@@ -32,8 +30,8 @@ pub(super) fn close(descriptors: &mut [Descriptor], mode: Mode, notes: &mut Vec<
     }
 }
 
-/// Takes [`close`] back, and joins all of them to a new group; returns its number, which the kernel
-/// chose.
+/// Joins all of them to a new group, and takes [`close`] back; returns the group's number, which the
+/// kernel chose.
 pub(super) fn join(
     descriptors: &mut [Descriptor],
     fanout: Fanout,
@@ -47,16 +45,18 @@ pub(super) fn join(
             argument = found(descriptor.as_fd(), fanout).map_err(|e| failed(index, e))?;
             continue;
         }
+        let fd = descriptor.as_fd();
+        // What came before it was closed, and what of that was dropped, is the first one's.
+        sys::discard_waiting(fd);
+        drop(sys::packet_drops(fd));
+        sys::set_option(fd, libc::SOL_PACKET, libc::PACKET_FANOUT, argument)
+            .map_err(|e| failed(index, e))?;
         match filter {
             Some(program) => descriptor
                 .set_filter(program)
                 .map_err(|e| call("setsockopt(SO_ATTACH_FILTER)", subject(index), e))?,
             None => descriptor.restore_filter(),
         }
-        sys::discard_waiting(descriptor.as_fd());
-        let fd = descriptor.as_fd();
-        sys::set_option(fd, libc::SOL_PACKET, libc::PACKET_FANOUT, argument)
-            .map_err(|e| failed(index, e))?;
     }
     // The number is the low half.
     Ok(u16::try_from(argument & 0xffff).unwrap_or(0))

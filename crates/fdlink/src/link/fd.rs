@@ -20,14 +20,13 @@ use crate::link::counters::DeviceCounters;
 use crate::link::examine::{self, Found, call};
 use crate::link::plan::{self, Plan};
 use crate::link::{
-    Link, LinkKind, LinkProperties, extras, fanout, framed, packet, ring, socket, tun,
+    Link, LinkKind, LinkProperties, buffers, extras, fanout, framed, packet, ring, socket, tun,
 };
 use crate::options::{LinkOptions, Mode};
 use crate::queue::{QueuePair, Receive};
 use crate::report::{DescriptorReport, Report};
 use crate::stats::LinkStats;
 use crate::sys::ring::{Geometry, Ring};
-use crate::sys::socket as sys;
 
 /// A link over one or more descriptors of one kind.
 #[derive(Debug)]
@@ -59,6 +58,9 @@ pub struct FdLink {
 /// zeros. What leaves has the destination and the type it was given, and always the interface's
 /// own address as source. Such a socket has no vnet header and no ring: prefer a raw one.
 ///
+/// What is on a socket's error queue (IP_RECVERR, SO_TIMESTAMPING) is thrown away now and then: it
+/// would keep whoever waits for frames awake.
+///
 /// Frames that wait on a descriptor are the link's, but where it begins with a ring (which starts
 /// empty) or a filter, and where several AF_PACKET sockets have the same frames: then only those of
 /// the first.
@@ -81,7 +83,9 @@ pub fn adopt(fds: Vec<OwnedFd>, options: &LinkOptions) -> Result<FdLink, SetupEr
 /// What a duplicate refers to is shared. So as long as the link or one of its queues is there, the
 /// caller's descriptor is non-blocking too, and what arrives goes to whoever receives first. When
 /// they are gone, everything that was changed is put back: status flags, options, buffers,
-/// filters, memberships, rings. What cannot be is said at [`adopt`].
+/// filters, memberships, rings. What cannot be is said at [`adopt`]; and what AF_PACKET has counted
+/// (PACKET_STATISTICS) is then known to the link alone, and a unix seqpacket socket without a name
+/// has got one where frames were sent (SO_PASSCRED binds it, unix(7)).
 ///
 /// # Errors
 ///
@@ -141,12 +145,13 @@ impl FdLink {
                     packet::configure(index, descriptor, plan, options)?;
                 }
                 LinkKind::SocketSeqpacket => socket::configure(descriptor),
-                LinkKind::Other | LinkKind::SocketDatagram | LinkKind::Tap | LinkKind::Tun => {}
+                LinkKind::SocketDatagram => socket::keep_boundaries(descriptor),
+                LinkKind::Other | LinkKind::Tap | LinkKind::Tun => {}
             }
             let mut report = match plan.kind {
                 LinkKind::Tap | LinkKind::Tun => DescriptorReport::default(),
                 LinkKind::Framed => framed::buffers(&subject, descriptor, options, &mut plan.notes),
-                _ => buffers(&subject, descriptor, options, &mut plan.notes),
+                _ => buffers::ask(&subject, descriptor, options, &mut plan.notes),
             };
             extras::apply(index, descriptor, found, &plan.extras, options, &mut report)?;
             reports.push(report);
@@ -162,7 +167,7 @@ impl FdLink {
             }
         }
         if plan.extras.fanout.is_some() {
-            fanout::close(descriptors, plan.mode, &mut plan.notes);
+            fanout::close(descriptors, &mut plan.notes);
         }
         let rings = ring::map(descriptors, layout, plan, options)?;
         if let Some(fanout) = plan.extras.fanout {
@@ -342,50 +347,4 @@ impl Link for FdLink {
             });
         Ok(pairs.collect())
     }
-}
-
-/// 4 MiB holds some sixty super-frames or, as the kernel accounts them, 1800 frames of 1500 bytes:
-/// a few milliseconds at 10 Gbit/s.
-const DEFAULT_BUFFER: usize = 4 << 20;
-
-/// Asks for large socket buffers and reads back what was given.
-pub(super) fn buffers(
-    subject: &str,
-    descriptor: &mut Descriptor,
-    options: &LinkOptions,
-    notes: &mut Vec<String>,
-) -> DescriptorReport {
-    let wanted = options.socket_buffer.unwrap_or(DEFAULT_BUFFER);
-    let mut set = |name, force, text| {
-        let given = grow(descriptor, (name, force), wanted);
-        if options.socket_buffer.is_some() && given < wanted {
-            notes.push(format!("{subject}: {text} is {given} of {wanted} bytes"));
-        }
-        given
-    };
-    DescriptorReport {
-        receive_buffer: set(libc::SO_RCVBUF, libc::SO_RCVBUFFORCE, "SO_RCVBUF"),
-        send_buffer: set(libc::SO_SNDBUF, libc::SO_SNDBUFFORCE, "SO_SNDBUF"),
-        ..DescriptorReport::default()
-    }
-}
-
-fn grow(
-    descriptor: &mut Descriptor,
-    (name, force): (libc::c_int, libc::c_int),
-    wanted: usize,
-) -> usize {
-    let fd = descriptor.as_fd();
-    let old = sys::option(fd, libc::SOL_SOCKET, name).unwrap_or(0);
-    // The kernel doubles what is asked for (sock_setsockopt), so half of what it shows is asked.
-    let asked = libc::c_int::try_from(wanted / 2).unwrap_or(libc::c_int::MAX / 2);
-    if old / 2 < asked {
-        // FORCE needs CAP_NET_ADMIN in the first user namespace; without, rmem_max is the limit.
-        let forced = sys::set_option(fd, libc::SOL_SOCKET, force, asked);
-        if forced.or_else(|_| sys::set_option(fd, libc::SOL_SOCKET, name, asked)).is_ok() {
-            descriptor.remember_option((libc::SOL_SOCKET, name), old / 2);
-        }
-    }
-    let got = sys::option(descriptor.as_fd(), libc::SOL_SOCKET, name).unwrap_or(0);
-    usize::try_from(got).unwrap_or(0)
 }

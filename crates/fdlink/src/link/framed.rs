@@ -8,9 +8,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use crate::batch::LinkHeader;
 use crate::descriptor::Descriptor;
 use crate::error::SetupError;
-use crate::link::LinkKind;
 use crate::link::examine::{self, Found, call};
-use crate::link::fd::{self, FdLink};
+use crate::link::fd::FdLink;
+use crate::link::{LinkKind, buffers};
 use crate::options::LinkOptions;
 use crate::report::DescriptorReport;
 use crate::sys::socket as sys;
@@ -84,6 +84,7 @@ fn examine(fd: BorrowedFd<'_>, options: &LinkOptions) -> Result<Found, SetupErro
         link_header: LinkHeader::Ethernet,
         interface: None,
         interface_index: 0,
+        namespace: None,
         cooked: None,
         mtu: None,
         // Both ends are programs that agreed on the header, so it means all it can.
@@ -141,7 +142,7 @@ pub(super) fn buffers(
     notes: &mut Vec<String>,
 ) -> DescriptorReport {
     if options.socket_buffer.is_some() || !is_tcp(descriptor.as_fd()) {
-        return fd::buffers(subject, descriptor, options, notes);
+        return buffers::ask(subject, descriptor, options, notes);
     }
     let option = |name| sys::option(descriptor.as_fd(), libc::SOL_SOCKET, name).unwrap_or(0);
     DescriptorReport {

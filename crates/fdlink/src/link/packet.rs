@@ -108,6 +108,7 @@ pub(super) fn examine(index: usize, fd: BorrowedFd<'_>) -> Result<Found, SetupEr
         link_header,
         interface: Some(interface),
         interface_index: name.interface,
+        namespace: sys::namespace(fd).ok(),
         cooked: None,
         mtu: Some(mtu),
         uso: size.is_ok(),

@@ -4,8 +4,8 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use crate::descriptor::Descriptor;
 use crate::error::SetupError;
-use crate::link::fd::{FdLink, buffers};
-use crate::link::{Link, examine};
+use crate::link::fd::FdLink;
+use crate::link::{Link, buffers, examine};
 use crate::options::LinkOptions;
 use crate::sys::socket as sys;
 
@@ -37,7 +37,7 @@ fn open(kind: libc::c_int, options: &LinkOptions) -> Result<(FdLink, OwnedFd), S
     let vnet_header_len = link.report().descriptors.first().map_or(0, |d| d.vnet_header_len);
     // Its owner is no link, so nothing is put back.
     let mut far = Descriptor::from(far);
-    let mut report = buffers("the far end", &mut far, options, link.notes());
+    let mut report = buffers::ask("the far end", &mut far, options, link.notes());
     report.vnet_header_len = vnet_header_len;
     far.keep();
     link.set_far_end(report);

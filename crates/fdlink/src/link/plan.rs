@@ -26,6 +26,12 @@ pub(super) struct Plan {
     pub(super) notes: Vec<String>,
 }
 
+/// The least IP MTU, in bytes (RFC 791).
+pub(super) const LEAST_MTU: u32 = 68;
+
+/// The greatest, in bytes: the loopback interface's.
+const MOST_MTU: u32 = 65536;
+
 /// Decides, or says what does not go together.
 pub(super) fn make(found: &[Found], options: &LinkOptions) -> Result<Plan, SetupError> {
     let first = found.first().ok_or(SetupError::NoDescriptors)?;
@@ -50,7 +56,10 @@ pub(super) fn make(found: &[Found], options: &LinkOptions) -> Result<Plan, Setup
     let gso_max_size = gso_max_size(mtu, link_header, options)?;
     let gso_max_size = if offload { gso_max_size } else { no_super_frames(options, &mut notes)? };
     let extras = extras::plan(found, options, &mut notes)?;
-    let address = address(first, link_header, options)?;
+    let address = address(first, link_header, options, &mut notes)?;
+    if options.socket_buffer.is_some() && matches!(first.kind, LinkKind::Tap | LinkKind::Tun) {
+        notes.push(format!("no socket_buffer on a {}", first.kind.name()));
+    }
     Ok(Plan {
         kind: first.kind,
         mode,
@@ -71,17 +80,29 @@ fn address(
     first: &Found,
     link_header: LinkHeader,
     options: &LinkOptions,
+    notes: &mut Vec<String>,
 ) -> Result<Option<MacAddr>, SetupError> {
+    let refused = |expected, found: MacAddr| {
+        Err(SetupError::Option { option: "address", expected, found: found.to_string() })
+    };
+    if let Some(group) = options.address.filter(|address| address.is_multicast()) {
+        return refused("a station's address, and no group's".to_owned(), group);
+    }
     let own = first.cooked.map(|cooked| cooked.address);
     if let (Some(own), Some(asked)) = (own, options.address)
         && own != asked
     {
         let expected = format!("{own}, the interface's own, on a {}", first.kind.name());
-        return Err(SetupError::Option { option: "address", expected, found: asked.to_string() });
+        return refused(expected, asked);
     }
     Ok(match link_header {
         LinkHeader::Ethernet => Some(own.or(options.address).unwrap_or_else(random_address)),
-        LinkHeader::None => None,
+        LinkHeader::None => {
+            let unused =
+                options.address.map(|address| format!("no address {address}: no frame has one"));
+            notes.extend(unused);
+            None
+        }
     })
 }
 
@@ -101,6 +122,8 @@ fn same_kind(first: &Found, found: &[Found]) -> Result<(), SetupError> {
             "descriptors of the same kind as descriptor 0"
         } else if other.interface != first.interface {
             "descriptors of the same interface as descriptor 0"
+        } else if other.namespace != first.namespace {
+            "descriptors of the same network namespace as descriptor 0"
         } else if other.vnet_header != first.vnet_header {
             "descriptors with as long a vnet header as descriptor 0"
         } else if other.link_header != first.link_header {
@@ -211,11 +234,10 @@ fn mtu(first: &Found, options: &LinkOptions, notes: &mut Vec<String>) -> Result<
         }
         DEFAULT
     });
-    // 68: RFC 791. 65536: the loopback interface's.
-    if (68..=65536).contains(&mtu) {
+    if (LEAST_MTU..=MOST_MTU).contains(&mtu) {
         return Ok(mtu);
     }
-    let expected = "68 to 65536 bytes".to_owned();
+    let expected = format!("{LEAST_MTU} to {MOST_MTU} bytes");
     Err(SetupError::Option { option: "mtu", expected, found: mtu.to_string() })
 }
 

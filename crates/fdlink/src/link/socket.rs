@@ -39,6 +39,7 @@ pub(super) fn examine(
         link_header: LinkHeader::None,
         interface: None,
         interface_index: 0,
+        namespace: None,
         cooked: None,
         mtu: None,
         // Both ends are programs that agreed on the header, so it means all it can.
@@ -50,6 +51,14 @@ pub(super) fn examine(
 /// and the end of the peer are the same. Other families have no such option, and need none to work.
 pub(super) fn configure(descriptor: &mut Descriptor) {
     drop(descriptor.set_option((libc::SOL_SOCKET, libc::SO_PASSCRED), 1));
+}
+
+/// Makes a UDP socket keep the boundaries between datagrams, which its owner may have had merged or
+/// cut. Other sockets do not have these options.
+pub(super) fn keep_boundaries(descriptor: &mut Descriptor) {
+    for name in [libc::UDP_GRO, libc::UDP_SEGMENT] {
+        drop(descriptor.set_option((libc::SOL_UDP, name), 0));
+    }
 }
 
 /// Whether each message says that it is one.

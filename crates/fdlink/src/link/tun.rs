@@ -41,6 +41,7 @@ fn open(
     options: &LinkOptions,
 ) -> Result<FdLink, SetupError> {
     plan::some_queues(queues)?;
+    check(kind, name, options)?;
     let mut flags = libc::IFF_NO_PI;
     flags |= if kind == LinkKind::Tun { libc::IFF_TUN } else { libc::IFF_TAP };
     flags |= if queues > 1 { libc::IFF_MULTI_QUEUE } else { 0 };
@@ -54,17 +55,42 @@ fn open(
         name = tun::set_interface(fd.as_fd(), &name, flags)
             .map_err(|e| call("ioctl(TUNSETIFF)", name.clone(), e))?;
         let failed = |text, source| call(text, name.clone(), source);
-        // Both of these outlive descriptors, so they are said even if they are the default.
+        // Both of these are the device's, and outlive descriptors.
         if options.offload == Offload::Off {
             tun::set_offload(fd.as_fd(), 0).map_err(|e| failed("ioctl(TUNSETOFFLOAD)", e))?;
         } else {
-            let len = tun::set_vnet_header_len(fd.as_fd(), 10);
-            len.map_err(|e| failed("ioctl(TUNSETVNETHDRSZ)", e))?;
+            usable_vnet_header(fd.as_fd()).map_err(|e| failed("ioctl(TUNSETVNETHDRSZ)", e))?;
         }
         found.push(examine(index, fd.as_fd())?);
         fds.push(fd.into());
     }
     FdLink::build(fds, &found, options)
+}
+
+/// Has the vnet header be one that we know, and leaves one that is: others may use the device.
+fn usable_vnet_header(fd: BorrowedFd<'_>) -> io::Result<()> {
+    match usize::try_from(tun::vnet_header_len(fd)?) {
+        Ok(VnetHeader::LEN | VnetHeader::LEN_MRG) => Ok(()),
+        _ => tun::set_vnet_header_len(fd, 10),
+    }
+}
+
+/// Refuses what does not go together before there is a descriptor: attaching one changes a device
+/// that is there already for all of its queues.
+fn check(kind: LinkKind, name: &str, options: &LinkOptions) -> Result<(), SetupError> {
+    let expected = Found {
+        kind,
+        vnet_header: if options.offload == Offload::Off { 0 } else { VnetHeader::LEN },
+        link_header: if kind == LinkKind::Tap { LinkHeader::Ethernet } else { LinkHeader::None },
+        interface: Some(name.to_owned()),
+        interface_index: 0,
+        namespace: None,
+        cooked: None,
+        // The least: what does not go with that goes with none.
+        mtu: Some(plan::LEAST_MTU),
+        uso: false,
+    };
+    plan::make(&[expected], options).map(drop)
 }
 
 /// Tells the device behind a descriptor with a vnet header what the kernel may leave to us; without
@@ -119,6 +145,7 @@ pub(super) fn examine(index: usize, fd: BorrowedFd<'_>) -> Result<Found, SetupEr
         mtu: mtu(fd, &name),
         interface: Some(name),
         interface_index: 0,
+        namespace: None,
         cooked: None,
         uso: false,
     })

@@ -33,6 +33,14 @@ pub(crate) fn recv(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
     check_len(unsafe { libc::recv(fd.as_raw_fd(), at, len, flags) })
 }
 
+/// Receives one message of a socket's error queue.
+pub(crate) fn recv_error(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_ERRQUEUE;
+    let (at, len) = (buffer.as_mut_ptr().cast(), buffer.len());
+    // SAFETY: the pointer and the length are those of one exclusively borrowed slice.
+    check_len(unsafe { libc::recv(fd.as_raw_fd(), at, len, flags) })
+}
+
 /// Receives what there is of a stream, as far as it fits; 0 at its end.
 pub(crate) fn recv_some(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
     let (at, len) = (buffer.as_mut_ptr().cast(), buffer.len());

@@ -44,6 +44,17 @@ pub(crate) fn option(
     Ok(value)
 }
 
+/// A number that the network namespace of the socket has to itself (SO_NETNS_COOKIE, Linux 5.14).
+pub(crate) fn namespace(fd: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut cookie = 0_u64;
+    let mut len = len_of::<u64>();
+    let (raw, at) = (fd.as_raw_fd(), (&raw mut cookie).cast());
+    let (level, name) = (libc::SOL_SOCKET, libc::SO_NETNS_COOKIE);
+    // SAFETY: `at` points to `len` writable bytes, and `len` lives on this stack.
+    check(unsafe { libc::getsockopt(raw, level, name, at, &raw mut len) })?;
+    Ok(cookie)
+}
+
 /// Sets a socket option that is an integer.
 pub(crate) fn set_option(
     fd: BorrowedFd<'_>,
@@ -157,6 +168,17 @@ pub(crate) fn discard_waiting(fd: BorrowedFd<'_>) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
             _ => {}
         }
+    }
+}
+
+/// Throws away what is on the error queue.
+pub(crate) fn discard_errors(fd: BorrowedFd<'_>) {
+    // More than one look at it leaves behind, so that a flood cannot keep us here.
+    const MOST: usize = 1000;
+    // Unix sockets have no such queue, and would give a message instead.
+    if option(fd, libc::SOL_SOCKET, libc::SO_DOMAIN).is_ok_and(|domain| domain != libc::AF_UNIX) {
+        let errors = (0..MOST).map(|_| super::message::recv_error(fd, &mut [0; 16]));
+        errors.take_while(io::Result::is_ok).for_each(drop);
     }
 }
 

@@ -18,6 +18,14 @@ pub(crate) fn get(fd: BorrowedFd<'_>, level: i32, name: i32) -> io::Result<i32> 
     Ok(value)
 }
 
+/// Sets an option that is an integer.
+pub(crate) fn set(fd: BorrowedFd<'_>, level: i32, name: i32, value: i32) -> io::Result<()> {
+    let len = libc::socklen_t::try_from(size_of::<libc::c_int>()).unwrap_or(0);
+    let at = (&raw const value).cast();
+    // SAFETY: `at` points to the `len` bytes of `value`.
+    check(unsafe { libc::setsockopt(fd.as_raw_fd(), level, name, at, len) })
+}
+
 /// How many instructions the filter on a socket has.
 pub(crate) fn filter_len(fd: BorrowedFd<'_>) -> io::Result<u32> {
     let mut len = 0;

@@ -74,11 +74,6 @@ impl Header {
         })
     }
 
-    /// Whether the frame is longer than what is there of it.
-    pub(super) fn truncated(&self) -> bool {
-        self.captured < self.info.len as usize
-    }
-
     /// Where the frame with its vnet header starts in the memory that the header is in `at`, and
     /// its bytes; `None` where it does not lie between the header and the end.
     pub(super) fn frame<'m>(

@@ -79,9 +79,7 @@ fn list(
 ) -> Option<usize> {
     let vnet = inlet.port.vnet_header;
     let (start, message) = header.frame(memory, at, vnet)?;
-    if header.truncated() {
-        inlet.port.stats.rx.truncated.add(1);
-    } else if let Some(meta) = inlet.admit(message, header.info) {
+    if let Some(meta) = inlet.admit(message, header.info) {
         let (offset, len) = (base + start + vnet, message.len() - vnet);
         frames.push(RxDescriptor { offset, len, meta });
     }
