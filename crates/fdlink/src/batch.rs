@@ -143,7 +143,7 @@ pub struct RxMeta {
     pub original_len: u32,
     /// To whom it was addressed.
     pub packet_type: PacketType,
-    /// When the kernel took it in, where it was asked to say.
+    /// When the kernel took it in, where it was asked to say; in a ring it always does.
     pub timestamp: Option<SystemTime>,
 }
 
