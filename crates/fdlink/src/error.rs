@@ -3,7 +3,8 @@
 
 use std::io;
 
-/// Why a link could not be built. Nothing that had been done to the descriptors remains.
+/// Why a link could not be built. Nothing that had been done to the descriptors remains, but for what
+/// [`adopt`](crate::link::adopt) names.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SetupError {

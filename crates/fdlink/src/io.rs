@@ -60,6 +60,8 @@ pub(crate) struct Port {
     pub(crate) max_len: usize,
     /// Frames for each recvmmsg.
     pub(crate) batch: usize,
+    /// What a counter of drops said that goes on, when the link was built.
+    pub(crate) drops_before: u32,
     /// Whether the kernel was asked when it took each frame in.
     pub(crate) timestamps: bool,
 }

@@ -67,7 +67,7 @@ counters! {
         super_frames,
         /// Dropped by the kernel because we were slow: on AF_PACKET since somebody last asked for
         /// it (PACKET_STATISTICS), so what an adopted socket had dropped counts; on other datagram
-        /// sockets since the queue was made (SO_MEMINFO), what a filter refused on UDP and a wrong
+        /// sockets since the link was built (SO_MEMINFO), what a filter refused on UDP and a wrong
         /// checksum included. The kernel is asked now and then, and for the last time when the
         /// queue is dropped.
         kernel_drops,

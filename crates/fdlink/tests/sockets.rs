@@ -177,6 +177,28 @@ fn what_came_before_an_interface_was_removed_comes_first() {
 }
 
 #[test]
+fn drops_count_from_when_the_link_was_built() {
+    testkit::in_namespace(|| {
+        for way in WAYS {
+            let (ours, far) = udp_sockets();
+            // SOL_SOCKET, SO_RCVBUF: the least there is, which holds one.
+            testkit::set_socket_option(ours.as_fd(), 1, 8, 1).unwrap();
+            let peer = Peer::on_socket(far, 0);
+            let send = || (0..5).for_each(|_| peer.send(&[7; 1000]).unwrap());
+            send();
+            let link = adopt(vec![ours], &way.options().socket_buffer(1)).unwrap();
+            send();
+            let stats = link.stats();
+            let mut queue = Box::new(link).into_queues().unwrap().pop().unwrap();
+            let rx = &mut **queue.rx.as_mut().unwrap();
+            recv(rx, usize::MAX, QUIET);
+            rx.update_stats();
+            assert_eq!((stats.rx().frames, stats.rx().kernel_drops), (1, 5), "{way}");
+        }
+    });
+}
+
+#[test]
 fn datagrams_are_neither_merged_nor_cut() {
     // linux/udp.h
     const UDP_SEGMENT: (i32, i32) = (17, 103);

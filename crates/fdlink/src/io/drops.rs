@@ -24,9 +24,9 @@ pub(super) struct Drops {
 }
 
 impl Drops {
-    /// From now on.
+    /// Since the link was built.
     pub(super) fn new(port: &Port) -> Self {
-        Self { visits: 0, before: total(port).unwrap_or(0) }
+        Self { visits: 0, before: port.drops_before }
     }
 
     /// The queue was visited, or so many slots of it were taken.

@@ -27,6 +27,7 @@ use crate::queue::{QueuePair, Receive};
 use crate::report::{DescriptorReport, Report};
 use crate::stats::LinkStats;
 use crate::sys::ring::{Geometry, Ring};
+use crate::sys::socket as sys;
 
 /// A link over one or more descriptors of one kind.
 #[derive(Debug)]
@@ -40,6 +41,8 @@ pub struct FdLink {
     prefix: Option<FramePrefix>,
     cooked: Option<Cooked>,
     batch: usize,
+    /// What each descriptor's counter of drops said when the link was built; 0 where it has none.
+    drops_before: Vec<u32>,
     properties: LinkProperties,
     report: Report,
     stats: LinkStats,
@@ -226,6 +229,10 @@ impl FdLink {
             prefix: None,
             cooked: found.first().and_then(|first| first.cooked),
             batch: plan.extras.batch,
+            drops_before: descriptors
+                .iter()
+                .map(|d| sys::dropped(d.as_fd()).unwrap_or(0))
+                .collect(),
             stats: LinkStats::new(descriptors.len()),
             descriptors,
             properties,
@@ -305,6 +312,7 @@ impl FdLink {
             link_header: properties.link_header,
             max_len: properties.max_frame_len.max(properties.gso_max_size),
             batch: self.batch,
+            drops_before: self.drops_before[index],
             timestamps: self.report.descriptors[index].timestamps,
             fd: Arc::new(descriptor),
         }

@@ -186,6 +186,10 @@ impl Mapping {
         if start == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
+        // A ring comes off its socket only when nobody has it mapped, so a process that is forked
+        // gets no mapping of it; where that cannot be had, the ring stays as long as that process.
+        // SAFETY: the range is exactly what mmap returned, and this changes nothing about it here.
+        unsafe { libc::madvise(start, len, libc::MADV_DONTFORK) };
         let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
         Ok(Self { start, slot_len, slots, status })
     }
@@ -287,5 +291,23 @@ impl Ring {
         // SAFETY: the slot is as long as `bytes` at least, and is not held: `&mut self` sees to it
         // that no borrow of the ring is alive.
         unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), to.as_ptr(), bytes.len()) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_forked_process_does_not_get_the_mapping() {
+        let slot_len = u32::try_from(page_size()).unwrap();
+        let version = RingVersion::V2;
+        let ring = Ring::anonymous(Geometry { version, slot_len, slots: 2, retire_millis: 1 });
+        // proc_pid_smaps(5): "dc", do not copy on fork.
+        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let start = format!("{:x}-", ring.mapping.start.as_ptr().addr());
+        let own = maps.lines().skip_while(|line| !line.starts_with(&start));
+        let flags = own.skip(1).find(|line| line.starts_with("VmFlags:")).unwrap();
+        assert!(flags.split_whitespace().any(|flag| flag == "dc"), "{flags}");
     }
 }

@@ -25,6 +25,7 @@ pub(crate) fn port() -> Port {
         link_header: LinkHeader::Ethernet,
         max_len: 1514,
         batch: 1,
+        drops_before: 0,
         timestamps: false,
     }
 }

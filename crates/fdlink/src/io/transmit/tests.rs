@@ -27,6 +27,7 @@ fn almost_full() -> (Sender, PipeReader, Arc<QueueStats>) {
         link_header: LinkHeader::None,
         max_len: 65535,
         batch: 1,
+        drops_before: 0,
         timestamps: false,
     };
     (Sender::new(port), reader, stats)
