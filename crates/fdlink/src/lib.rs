@@ -86,11 +86,12 @@
 //! | the kernel refuses a super-frame, or there is no vnet header to leave work in | it is cut and its checksums are computed here (`segmented`), and it leaves |
 //! | the descriptor is full | a queue cuts the list short ([`Sent::taken`]), and slots stay queued, in order; an endpoint drops and counts (`not_writable`), or waits up to a bound ([`WritePolicy`]) |
 //! | a super-frame was cut, or a stream took a part of a frame, and it is full then | the rest is the queue's, and leaves before anything else |
-//! | the kernel has no buffers (ENOBUFS) | a gathered frame is dropped and counted; slots stay queued and [`Transmit::wakeup`] gives a time, a hundred times before the first is dropped |
+//! | the kernel has no buffers (ENOBUFS) | a gathered frame is dropped and counted; slots, and frames with work to be done here, stay queued and [`Transmit::wakeup`] gives a time, a hundred times before the first is dropped |
 //! | the link goes down | `link_down`, and nothing comes until it is up again; nothing needs to be bound or opened again |
 //! | the interface is removed | [`Closed::Removed`] |
 //! | the peer closes | [`Closed::PeerClosed`] on seqpacket and stream sockets; a datagram peer's end shows only on sending (`peer_gone`) |
 //! | a stream gives a length that no frame has | [`Closed::OutOfStep`] |
+//! | a datagram socket is shut down for receiving, by whoever shares it | [`Closed::Stopped`] |
 //! | a dispatcher panics | [`Closed::Panicked`] for its descriptor; the others go on |
 //!
 //! # Coming from gVisor's fdbased

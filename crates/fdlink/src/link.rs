@@ -28,6 +28,7 @@ pub use fd::{FdLink, adopt, adopt_borrowed};
 pub use framed::{FramePrefix, adopt_framed};
 pub use packet::open_packet;
 pub use pair::{open_datagram_pair, open_seqpacket_pair};
+pub(crate) use plan::LEAST_MTU;
 pub use tun::{open_tap, open_tun};
 
 /// Something with queues and properties.

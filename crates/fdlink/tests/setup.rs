@@ -54,6 +54,8 @@ impl State {
     }
 }
 
+use rustix::net::{AddressFamily, SocketType};
+
 #[test]
 fn what_is_no_base_for_a_link_is_refused_with_the_reason() {
     use rustix::event::{EventfdFlags, epoll, eventfd};
@@ -61,7 +63,9 @@ fn what_is_no_base_for_a_link_is_refused_with_the_reason() {
     let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let memory = rustix::fs::memfd_create("memory", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
     let file = |path: &str| OwnedFd::from(std::fs::File::open(path).unwrap());
-    let cases: [(OwnedFd, &str); 10] = [
+    let alone = rustix::net::socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
+    let cases: [(OwnedFd, &str); 11] = [
+        (alone, "a seqpacket socket that is not connected"),
         (UnixStream::pair().unwrap().0.into(), "a stream socket, which keeps no boundaries"),
         (stream.into(), "a stream socket, which keeps no boundaries"),
         (listener.into(), "a stream socket, which keeps no boundaries"),

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use crate::batch::MacAddr;
 use crate::error::SetupError;
-use crate::link::LinkProperties;
+use crate::link::{LEAST_MTU, LinkProperties};
 
 /// The settings of one endpoint.
 #[derive(Debug)]
@@ -14,9 +14,6 @@ pub(super) struct Settings {
     /// Six bytes of address and two of nothing.
     address: AtomicU64,
 }
-
-/// RFC 791: what every module must take without fragmenting.
-const MIN_MTU: u32 = 68;
 
 impl Settings {
     pub(super) fn new(properties: &LinkProperties) -> Self {
@@ -30,10 +27,10 @@ impl Settings {
 
     pub(super) fn set_mtu(&self, mtu: u32, properties: &LinkProperties) -> Result<(), SetupError> {
         let most = properties.max_frame_len.saturating_sub(properties.link_header.len());
-        if mtu < MIN_MTU || mtu as usize > most {
+        if mtu < LEAST_MTU || mtu as usize > most {
             return Err(SetupError::Option {
                 option: "mtu",
-                expected: format!("{MIN_MTU} to {most} bytes, which the link was built for"),
+                expected: format!("{LEAST_MTU} to {most} bytes, which the link was built for"),
                 found: mtu.to_string(),
             });
         }

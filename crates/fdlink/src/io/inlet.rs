@@ -23,6 +23,8 @@ pub(super) struct Inlet {
     pub(super) down: bool,
     /// Nothing shows on the descriptor when its device is removed.
     vanishes: bool,
+    /// The kernel had no memory to hand over what waits; no readiness tells when it has again.
+    starved: bool,
     /// Visits in a row that found nothing, since somebody asked why.
     empty_visits: u32,
     pub(super) drops: Drops,
@@ -39,6 +41,9 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// How often a device is looked at that vanishes without a sign.
 const LOOK_NOW_AND_THEN: Duration = Duration::from_secs(1);
 
+/// How long to wait where the kernel has no memory: the descriptor is readable all the while.
+const NO_MEMORY_PAUSE: Duration = Duration::from_millis(1);
+
 /// How often a queue that stays empty is asked why: it may be ready all the same, and asking costs a
 /// system call.
 const EMPTY_VISITS_BETWEEN_CHECKS: u32 = 16;
@@ -52,6 +57,7 @@ impl Inlet {
             port,
             down: false,
             vanishes,
+            starved: false,
             empty_visits: 0,
             drops,
             frames: 0,
@@ -61,6 +67,9 @@ impl Inlet {
     }
 
     pub(super) fn wakeup(&self) -> Wakeup<'_> {
+        if self.starved {
+            return Wakeup { descriptor: None, after: Some(NO_MEMORY_PAUSE) };
+        }
         let after = match (self.down, self.vanishes) {
             (true, _) => Some(LOOK_AGAIN),
             (false, true) => Some(LOOK_NOW_AND_THEN),
@@ -73,6 +82,7 @@ impl Inlet {
     pub(super) fn called(&mut self) {
         self.port.stats.rx.calls.add(1);
         self.drops.visited(1);
+        self.starved = false;
     }
 
     /// What becomes of a visit whose call failed; `None` for one that is to be made again.
@@ -114,7 +124,10 @@ impl Inlet {
             {
                 Fill::Frames(0)
             }
-            libc::ENOBUFS | libc::ENOMEM => Fill::Empty,
+            libc::ENOBUFS | libc::ENOMEM => {
+                self.starved = true;
+                Fill::Empty
+            }
             // The peer closed its end without having read everything. That is told first, and only
             // then what it had sent, and its end.
             libc::ECONNRESET if self.port.channel == Channel::UnixSeqpacket => Fill::Frames(0),

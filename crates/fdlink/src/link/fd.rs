@@ -22,7 +22,7 @@ use crate::link::plan::{self, Plan};
 use crate::link::{
     Link, LinkKind, LinkProperties, buffers, extras, fanout, framed, packet, ring, socket, tun,
 };
-use crate::options::{LinkOptions, Mode};
+use crate::options::{LinkOptions, Mode, Offload};
 use crate::queue::{QueuePair, Receive};
 use crate::report::{DescriptorReport, Report};
 use crate::stats::LinkStats;
@@ -166,6 +166,9 @@ impl FdLink {
             // One descriptor speaks for the device.
             match tun::accept_offloads(descriptors[0].as_fd()) {
                 Ok(uso) => plan.capabilities.uso = uso,
+                Err(source) if options.offload == Offload::Required && !options.fallback => {
+                    return Err(call("ioctl(TUNSETOFFLOAD)", "descriptor 0".to_owned(), source));
+                }
                 Err(error) => plan.notes.push(format!("no super-frames come in: {error}")),
             }
         }

@@ -27,7 +27,7 @@ pub(super) struct Plan {
 }
 
 /// The least IP MTU, in bytes (RFC 791).
-pub(super) const LEAST_MTU: u32 = 68;
+pub(crate) const LEAST_MTU: u32 = 68;
 
 /// The greatest, in bytes: the loopback interface's.
 const MOST_MTU: u32 = 65536;

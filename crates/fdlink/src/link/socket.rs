@@ -27,6 +27,13 @@ pub(super) fn examine(
         (libc::AF_PACKET, _) => return wrong(index, "an AF_PACKET socket of an old type"),
         (libc::AF_NETLINK, _) => return wrong(index, "a netlink socket"),
         (_, libc::SOCK_DGRAM) => LinkKind::SocketDatagram,
+        (libc::AF_UNIX, libc::SOCK_SEQPACKET) => {
+            let connected = sys::is_connected(fd);
+            if !connected.map_err(|e| call("getpeername", format!("descriptor {index}"), e))? {
+                return wrong(index, "a seqpacket socket that is not connected, or listens");
+            }
+            LinkKind::SocketSeqpacket
+        }
         (_, libc::SOCK_SEQPACKET) => LinkKind::SocketSeqpacket,
         (_, libc::SOCK_STREAM) => {
             return wrong(index, "a stream socket, which keeps no boundaries between frames");

@@ -111,7 +111,7 @@ pub(crate) struct PacketInfo {
 
 /// Room for control messages. PACKET_AUXDATA takes CMSG_SPACE(20) = 40 bytes, SO_TIMESTAMPNS
 /// CMSG_SPACE(16) = 32; the rest is for others that the owner of an adopted socket may have switched on.
-const CONTROL_LEN: usize = 128;
+const CONTROL_LEN: usize = 256;
 
 #[derive(Clone, Copy)]
 #[repr(C, align(8))]
