@@ -34,6 +34,27 @@ pub(super) struct Found {
     pub(super) uso: bool,
 }
 
+impl Found {
+    /// A socket between two programs. What they agreed on means all that it can.
+    pub(super) fn plain_socket(
+        kind: LinkKind,
+        link_header: LinkHeader,
+        options: &LinkOptions,
+    ) -> Self {
+        Self {
+            kind,
+            vnet_header: 0,
+            link_header,
+            interface: None,
+            interface_index: 0,
+            namespace: None,
+            cooked: None,
+            mtu: None,
+            uso: options.in_band_vnet_header.is_some(),
+        }
+    }
+}
+
 /// A failed system call.
 pub(super) fn call(call: &'static str, subject: String, source: io::Error) -> SetupError {
     SetupError::Call { call, subject, source }

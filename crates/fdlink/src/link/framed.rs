@@ -78,18 +78,7 @@ fn examine(fd: BorrowedFd<'_>, options: &LinkOptions) -> Result<Found, SetupErro
     if !sys::is_connected(fd).map_err(|e| call("getpeername", subject(), e))? {
         return wrong("a stream socket that is not connected".to_owned());
     }
-    Ok(Found {
-        kind: LinkKind::Framed,
-        vnet_header: 0,
-        link_header: LinkHeader::Ethernet,
-        interface: None,
-        interface_index: 0,
-        namespace: None,
-        cooked: None,
-        mtu: None,
-        // Both ends are programs that agreed on the header, so it means all it can.
-        uso: options.in_band_vnet_header.is_some(),
-    })
+    Ok(Found::plain_socket(LinkKind::Framed, LinkHeader::Ethernet, options))
 }
 
 /// The prefix must be able to say how long the longest frame is.

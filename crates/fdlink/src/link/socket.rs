@@ -40,18 +40,7 @@ pub(super) fn examine(
         }
         _ => return wrong(index, "a raw socket of another family"),
     };
-    Ok(Found {
-        kind,
-        vnet_header: 0,
-        link_header: LinkHeader::None,
-        interface: None,
-        interface_index: 0,
-        namespace: None,
-        cooked: None,
-        mtu: None,
-        // Both ends are programs that agreed on the header, so it means all it can.
-        uso: options.in_band_vnet_header.is_some(),
-    })
+    Ok(Found::plain_socket(kind, LinkHeader::None, options))
 }
 
 /// Makes each message of a unix seqpacket socket say that it is one: to recv, a message of no bytes
