@@ -400,29 +400,3 @@ fn what_this_host_sends_does_not_come_back() {
         }
     });
 }
-
-/// The price of V3 (docs/rings.md): prints how long a lone frame waits, from send to fill.
-#[test]
-fn a_lone_frame_waits_for_the_block_timeout_in_v3_only() {
-    testkit::in_namespace(|| {
-        let medians = VERSIONS.map(|version| {
-            let mut rig = rig(version);
-            let frame = rig.kind.frame(100, 1);
-            let mut waits: Vec<_> = (0..101)
-                .map(|_| {
-                    std::thread::sleep(Duration::from_millis(3));
-                    let sent = Instant::now();
-                    rig.peer.send(&frame).unwrap();
-                    fill(&mut rig);
-                    let wait = sent.elapsed();
-                    rig.rx.release();
-                    wait
-                })
-                .collect();
-            waits.sort();
-            waits[50]
-        });
-        println!("a lone frame waits, median of 101: V2 {:?}, V3 {:?}", medians[0], medians[1]);
-        assert!(medians[0] < medians[1], "{medians:?}");
-    });
-}
