@@ -1,5 +1,5 @@
-//! Sending, on every kind of descriptor that keeps boundaries: lists gathered from the caller's buffers, and frames that
-//! were written in place into the queue's own memory.
+//! Sending, on every kind of descriptor that keeps boundaries: lists gathered from the caller's
+//! buffers, and frames that were written in place into the queue's own memory.
 //!
 //! The arena is small on purpose: frames written into it are still in the cache when the kernel
 //! copies them out. Slots are handed out from its start to its end; when all have left, it starts
@@ -13,9 +13,10 @@
 //! Work that the other side cannot do is done on frames in the arena: a gathered frame is copied
 //! there first. So a super-frame that left in part waits there for the rest, whoever sent it.
 //!
-//! What is not here: streams (`framed/send`, which uses most of the parts of this module); lists from the caller's buffers (`transmit/gathered`), which way a frame takes
-//! (`transmit/way`), what waits in the arena (`transmit/ledger`), cutting (`transmit/cut`), what the
-//! kernel's errors mean (`transmit/verdict`).
+//! What is not here: streams (`framed/send`, of the same parts), lists from the caller's buffers
+//! (`transmit/gathered`), which way a frame takes (`transmit/way`), what stands before it
+//! (`transmit/lead`), what waits in the arena (`transmit/ledger`), cutting (`transmit/cut`), what
+//! the kernel's errors mean (`transmit/verdict`).
 
 pub(super) mod cut;
 mod gathered;

@@ -2,7 +2,6 @@
 //! stream that is full time and again in the middle of it.
 
 use std::io::IoSlice;
-use std::ops::Range;
 
 use fdlink::link::FramePrefix;
 use fdlink::offload::checksum::{Verdict, verify_transport};
@@ -44,22 +43,10 @@ fn exchange(rig: &mut Rig, by: By, frames: &[(&[u8], TxOffload)]) -> (Vec<Vec<u8
     };
     while next < frames.len() || rig.tx.queued() > 0 {
         if by == By::List {
-            let parts: Vec<_> = frames.iter().map(|(frame, _)| split(frame)).collect();
-            let list: Vec<_> = parts
-                .iter()
-                .zip(frames)
-                .map(|(parts, (_, offload))| TxFrame::new(parts).with_offload(*offload))
-                .collect();
-            next += add(rig.tx.send(&list[next..]).unwrap());
+            next += add(send_list(rig, &frames[next..]));
             assert!(rig.tx.queued() <= 1, "only what has begun");
         } else {
-            while let Some((frame, offload)) = frames.get(next)
-                && let Some(mut slot) = rig.tx.slot(frame.len())
-            {
-                slot.bytes_mut().copy_from_slice(frame);
-                slot.commit(frame.len(), *offload);
-                next += 1;
-            }
+            next += write_slots(rig, &frames[next..]);
             add(rig.tx.flush().unwrap());
         }
         kept += rig.tx.queued();
@@ -67,36 +54,53 @@ fn exchange(rig: &mut Rig, by: By, frames: &[(&[u8], TxOffload)]) -> (Vec<Vec<u8
     }
     // What slots were flushed for room is told of to nobody.
     assert!(by == By::Slots || told == Sent { taken: frames.len(), sent: frames.len() });
-    loop {
-        let more = rig.far_read(1 << 20);
-        if more.is_empty() {
-            return (messages(rig.prefix, &stream), kept);
-        }
-        stream.extend(more);
+    (messages(rig, stream), kept)
+}
+
+/// Sends a list of frames in three parts each, the headers in the first two.
+fn send_list(rig: &mut Rig, frames: &[(&[u8], TxOffload)]) -> Sent {
+    let split = |frame| {
+        let (head, payload) = <[u8]>::split_at(frame, 100.min(frame.len()));
+        let (start, rest) = head.split_at(20);
+        [start, rest, payload].map(IoSlice::new)
+    };
+    let parts: Vec<_> = frames.iter().map(|(frame, _)| split(frame)).collect();
+    let list: Vec<_> = parts
+        .iter()
+        .zip(frames)
+        .map(|(parts, (_, offload))| TxFrame::new(parts).with_offload(*offload))
+        .collect();
+    rig.tx.send(&list).unwrap()
+}
+
+/// Commits frames for as long as there is room; returns how many.
+fn write_slots(rig: &mut Rig, frames: &[(&[u8], TxOffload)]) -> usize {
+    let mut count = 0;
+    for (frame, offload) in frames {
+        let Some(mut slot) = rig.tx.slot(frame.len()) else { break };
+        slot.bytes_mut().copy_from_slice(frame);
+        slot.commit(frame.len(), *offload);
+        count += 1;
     }
+    count
 }
 
-/// The frame in three parts, of which the headers are in the first two.
-fn split(frame: &[u8]) -> [IoSlice<'_>; 3] {
-    let cut = |range: Range<usize>| IoSlice::new(&frame[range]);
-    let at = |at: usize| at.min(frame.len());
-    [cut(0..at(20)), cut(at(20)..at(100)), cut(at(100)..frame.len())]
-}
-
-/// Takes a stream apart; it must end with a whole message.
-fn messages(prefix: FramePrefix, mut stream: &[u8]) -> Vec<Vec<u8>> {
-    let mut messages = Vec::new();
-    while !stream.is_empty() {
-        let (mut length, rest) = {
-            let (length, rest) = stream.split_at(if prefix == FramePrefix::Be32 { 4 } else { 2 });
-            (length.to_vec(), rest)
-        };
-        if prefix == FramePrefix::Le16 {
+/// Takes a stream apart, of which all is there; it must end with a whole message.
+fn messages(rig: &mut Rig, mut stream: Vec<u8>) -> Vec<Vec<u8>> {
+    stream.extend(
+        std::iter::from_fn(|| Some(rig.far_read(1 << 20)).filter(|more| !more.is_empty()))
+            .flatten(),
+    );
+    let (mut messages, mut rest) = (Vec::new(), &stream[..]);
+    while !rest.is_empty() {
+        let (prefix, behind) = rest.split_at(if rig.prefix == FramePrefix::Be32 { 4 } else { 2 });
+        let mut length = prefix.to_vec();
+        if rig.prefix == FramePrefix::Le16 {
             length.reverse();
         }
         let len = length.iter().fold(0, |len, byte| len << 8 | usize::from(*byte));
-        messages.push(rest[..len].to_vec());
-        stream = &rest[len..];
+        messages.push(behind[..len].to_vec());
+        rest = &behind[len..];
     }
     messages
 }
@@ -176,8 +180,63 @@ fn with_a_vnet_header_only_udp_of_more_than_128_segments_is_cut() {
     }
 }
 
-/// The other side may say nothing of a super-frame without a checksum (virtio 1.2, 5.1.6.2), and two
-/// bytes not the length of the longest: these are cut, too.
+/// Lists and slots by turns, of frames with and without work, on a stream that takes and gives a few
+/// bytes at a time: all arrives in order, no piece among those of another frame.
+#[test]
+fn pieces_keep_their_place_among_lists_and_slots() {
+    const COUNT: usize = 120;
+    let traffic = |i: usize| {
+        let (mss, payload) =
+            [(1400, 700), (1400, 20_000), (55, 9000), (1400, LONG), (600, 1201)][i % 5];
+        Traffic { ethernet: true, v6: i & 1 > 0, udp: i & 2 > 0, payload, mss }
+    };
+    for prefix in PREFIXES {
+        let mut rig = Rig::narrow_with(prefix, &options(0));
+        let bytes: Vec<_> = (0..COUNT)
+            .map(|i| match i % 7 {
+                0 | 4 => (body(100 + i, i), NOTHING),
+                _ => (traffic(i).partial(), traffic(i).offload()),
+            })
+            .collect();
+        let frames: Vec<_> = bytes.iter().map(|(frame, offload)| (&frame[..], *offload)).collect();
+        let mut random = 1_u64;
+        let mut below = |limit: u64| {
+            random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            usize::try_from((random >> 33) % limit).unwrap()
+        };
+        let (mut next, mut behind_a_list, mut stream) = (0, 0, Vec::new());
+        while next < COUNT || rig.tx.queued() > 0 {
+            let some = &frames[next..COUNT.min(next + 1 + below(4))];
+            if below(2) == 0 {
+                next += send_list(&mut rig, some).taken;
+                behind_a_list += rig.tx.queued();
+            } else {
+                next += write_slots(&mut rig, some);
+                rig.tx.flush().unwrap();
+            }
+            stream.extend(rig.far_read(1 + below(6000)));
+        }
+        let arrived = messages(&mut rig, stream);
+        let mut rest = &arrived[..];
+        for (i, (frame, offload)) in frames.into_iter().enumerate() {
+            let (these, others) = rest.split_at(match offload.gso {
+                Some(_) => traffic(i).segments(),
+                None => 1,
+            });
+            if offload.gso.is_some() {
+                traffic(i).check_segments(these);
+            } else {
+                assert!(these[0] == frame, "{i}");
+            }
+            rest = others;
+        }
+        assert!(rest.is_empty() && behind_a_list > 10);
+        assert_eq!(rig.stats.tx().frames, arrived.len() as u64);
+    }
+}
+
+/// A vnet header cannot say that a super-frame has no checksum to be filled in (virtio 1.2,
+/// 5.1.6.2), nor two bytes the length of the longest: these are cut, too.
 #[test]
 fn what_the_lead_cannot_say_is_cut() {
     for by in BOTH {
@@ -245,20 +304,10 @@ fn what_cannot_be_cut_drops_alone() {
         let fragments = TxOffload { gso: Some(gso), ..traffic.offload() };
         let (good, bad) = ((&plain[..], NOTHING), (&frame[..], fragments));
         let list = [good, bad, bad, good, (&frame, traffic.offload()), bad, good];
-        let parts: Vec<_> = list.iter().map(|(frame, _)| [IoSlice::new(frame)]).collect();
         let sent = if by == By::List {
-            let list: Vec<_> = parts
-                .iter()
-                .zip(list)
-                .map(|(parts, (_, offload))| TxFrame::new(parts).with_offload(offload))
-                .collect();
-            rig.tx.send(&list).unwrap()
+            send_list(&mut rig, &list)
         } else {
-            for (frame, offload) in list {
-                let mut slot = rig.tx.slot(frame.len()).unwrap();
-                slot.bytes_mut().copy_from_slice(frame);
-                slot.commit(frame.len(), offload);
-            }
+            assert_eq!(write_slots(&mut rig, &list), 7);
             rig.tx.flush().unwrap()
         };
         assert_eq!(sent, Sent { taken: 7, sent: 4 }, "{by:?}");
@@ -272,10 +321,8 @@ fn what_cannot_be_cut_drops_alone() {
     // A segment of which the prefix cannot say how long it is.
     let mut rig = Rig::with(FramePrefix::Be16, &LinkOptions::new());
     let traffic = Traffic { ethernet: true, v6: false, udp: true, payload: 65507, mss: 65500 };
-    let frame = traffic.partial();
-    let parts = [IoSlice::new(&frame)];
-    let list = [TxFrame::new(&parts).with_offload(traffic.offload())];
-    assert_eq!(rig.tx.send(&list).unwrap(), Sent { taken: 1, sent: 0 });
+    let sent = send_list(&mut rig, &[(&traffic.partial(), traffic.offload())]);
+    assert_eq!(sent, Sent { taken: 1, sent: 0 });
     assert_eq!((rig.stats.tx().too_long, rig.stats.tx().frames), (1, 0));
 }
 
@@ -287,14 +334,11 @@ fn the_rest_of_a_frame_that_was_cut_is_counted_when_its_queue_ends() {
         let mut rig = Rig::narrow_with(FramePrefix::Be32, &options(0));
         let traffic = Traffic { ethernet: true, v6: false, udp: false, payload: LONG, mss: 1400 };
         let frame = traffic.partial();
+        let list = [(&frame[..], traffic.offload())];
         if by == By::List {
-            let parts = [IoSlice::new(&frame)];
-            let list = [TxFrame::new(&parts).with_offload(traffic.offload())];
-            assert_eq!(rig.tx.send(&list).unwrap(), Sent { taken: 1, sent: 1 });
+            assert_eq!(send_list(&mut rig, &list), Sent { taken: 1, sent: 1 });
         } else {
-            let mut slot = rig.tx.slot(frame.len()).unwrap();
-            slot.bytes_mut().copy_from_slice(&frame);
-            slot.commit(frame.len(), traffic.offload());
+            assert_eq!(write_slots(&mut rig, &list), 1);
             assert_eq!(rig.tx.flush().unwrap(), Sent::default());
         }
         let Rig { tx, stats, .. } = rig;
