@@ -116,7 +116,6 @@ pub trait Transmit: Send {
     /// where there is no vnet header to leave it by, and a super-frame is cut there, and where the
     /// kernel refuses it. One that is cut may leave in part before the descriptor is full. Then it
     /// was taken, and the rest of it is [`queued`](Self::queued) and leaves before anything else.
-    /// (A [framed stream](crate::link::adopt_framed) does none of this: it refuses such frames.)
     ///
     /// # Errors
     ///

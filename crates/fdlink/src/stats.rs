@@ -116,7 +116,8 @@ counters! {
         /// Dropped: any other errno.
         other_errors,
         /// Super-frames that were cut in software: the kernel refused them, or the link has no vnet
-        /// header, or they came without a checksum to be filled in.
+        /// header, or they came without a checksum to be filled in, or a stream's length prefix
+        /// cannot say how long they are.
         segmented,
     }
 }

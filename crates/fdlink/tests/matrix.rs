@@ -7,14 +7,12 @@ mod common;
 
 use std::fmt::Write as _;
 use std::io::IoSlice;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use common::{Kind, PATIENCE, QUIET, Way, readable, super_frame};
-use fdlink::link::{FramePrefix, adopt_framed};
 use fdlink::offload::checksum::{Verdict, verify_transport};
 use fdlink::offload::vnet::{GsoKind, RxChecksum, TxOffload};
-use fdlink::{Fill, Link, LinkOptions, Offload, QueuePair, Receive, SetupError, Transmit, TxFrame};
+use fdlink::{Fill, Link, Offload, QueuePair, Receive, SetupError, Transmit, TxFrame};
 use testkit::Peer;
 
 /// What may be left to the other side.
@@ -47,8 +45,14 @@ it here. A framed stream is read many frames at a time in the mode readv.
 fn kinds_modes_and_offloads() {
     testkit::in_namespace(|| {
         let mut text = String::from(HEAD);
-        let mut kinds =
-            vec![Kind::Packet, Kind::Cooked, Kind::Seqpacket, Kind::Datagram, Kind::Udp];
+        let mut kinds = vec![
+            Kind::Packet,
+            Kind::Cooked,
+            Kind::Seqpacket,
+            Kind::Datagram,
+            Kind::Udp,
+            Kind::Framed,
+        ];
         let tun = testkit::has_tun("kinds_modes_and_offloads, TUN and TAP");
         kinds.extend(tun.then_some([Kind::Tap, Kind::Tun]).into_iter().flatten());
         for kind in kinds {
@@ -62,8 +66,6 @@ fn kinds_modes_and_offloads() {
                 }
             }
         }
-        let cells = framed_row().join(" | ");
-        writeln!(text, "| framed stream | yes | readv | {cells} |").unwrap();
         text += TAIL;
         println!("{text}");
         if tun {
@@ -193,26 +195,6 @@ fn arrived(
             "done"
         }
     }
-}
-
-/// Two framed links back to back: what leaves the one comes in at the other.
-fn framed_row() -> Vec<String> {
-    let (a, b) = UnixStream::pair().unwrap();
-    let options = LinkOptions::new().in_band_vnet_header(10).ethernet(true);
-    let [mut a, mut b] = [a, b].map(|end| {
-        let link = adopt_framed(end.into(), FramePrefix::Be32, &options).unwrap();
-        Box::new(link).into_queues().unwrap().remove(0)
-    });
-    let rx = b.rx.as_mut().unwrap();
-    let cells: Vec<String> = OFFLOADS
-        .iter()
-        .map(|gso| {
-            let (frame, offload, _) = frame(Kind::Packet, *gso);
-            send(&mut *a.tx, &frame, offload);
-            arrived(&mut **rx, 14, &frame, offload).to_owned()
-        })
-        .collect();
-    [cells.clone(), cells].concat()
 }
 
 fn compare(text: &str) {

@@ -17,10 +17,11 @@ use std::error::Error;
 use std::io::IoSlice;
 use std::net::UdpSocket;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 
 use common::traffic::{MSS, Traffic};
 use common::{PATIENCE, QUIET, datagrams, seqpackets};
-use fdlink::link::{adopt, open_packet, open_tap, open_tun};
+use fdlink::link::{FramePrefix, adopt, adopt_framed, open_packet, open_tap, open_tun};
 use fdlink::offload::vnet::{TxOffload, VnetHeader};
 use fdlink::stats::LinkStats;
 use fdlink::{FdLink, Link, LinkOptions, Offload, Sent, Transmit, TxFrame};
@@ -284,6 +285,17 @@ fn rows_on_sockets() {
                 let link = adopt(vec![ours], &options).unwrap();
                 Row::new(kind, link, Peer::on_socket(far, len)).run();
             }
+        }
+    }
+    for len in [10, 12, 0] {
+        for ethernet in [true, false] {
+            let mut options = LinkOptions::new().ethernet(ethernet);
+            if len > 0 {
+                options = options.in_band_vnet_header(len);
+            }
+            let (ours, far) = UnixStream::pair().unwrap();
+            let link = adopt_framed(ours.into(), FramePrefix::Be32, &options).unwrap();
+            Row::new("framed stream", link, Peer::on_stream(far.into(), len)).run();
         }
     }
     for len in [1, 11, 14] {

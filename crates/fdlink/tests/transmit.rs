@@ -87,6 +87,7 @@ fn what_is_to_be_cut_without_a_checksum_is_cut_here() {
             assert_eq!((out.tx().segmented, out.tx().frames, out.tx().super_frames), (3, 9, 0));
         };
         check(Out::in_band());
+        check(Out::on_socket(Kind::Framed, 1 << 20, 10));
         for kind in interfaces("what_is_to_be_cut_without_a_checksum_is_cut_here") {
             check(Out::new(*kind, &LinkOptions::new()));
         }
@@ -97,6 +98,7 @@ fn what_is_to_be_cut_without_a_checksum_is_cut_here() {
 fn udp_super_frames_leave_by_128_segments() {
     testkit::in_namespace(|| {
         udp_by_128(Out::in_band());
+        udp_by_128(Out::on_socket(Kind::Framed, 1 << 20, 10));
         for kind in interfaces("udp_super_frames_leave_by_128_segments") {
             udp_by_128(Out::new(*kind, &LinkOptions::new()));
         }

@@ -13,10 +13,10 @@ use fdlink::offload::vnet::{ChecksumField, Gso, GsoKind, TxOffload};
 use proptest::prelude::*;
 
 /// Packets, some with a byte changed or cut short, and what is said of them, true or not.
-fn any_frame() -> impl Strategy<Value = (Vec<u8>, TxOffload)> {
+fn any_frame(ethernet: bool) -> impl Strategy<Value = (Vec<u8>, TxOffload)> {
     let mss = prop::sample::select(&[0, 7, 100, MSS][..]);
     let traffic = (any::<(bool, bool)>(), 0..3000_usize, mss)
-        .prop_map(|((v6, udp), payload, mss)| Traffic { ethernet: false, v6, udp, payload, mss });
+        .prop_map(move |((v6, udp), payload, mss)| Traffic { ethernet, v6, udp, payload, mss });
     let said = prop_oneof![2 => Just(None), 1 => any_offload().prop_map(Some)];
     let change = prop::option::of((any::<prop::sample::Index>(), any::<u8>(), any::<bool>()));
     (traffic, said, change).prop_map(|(traffic, said, change)| {
@@ -28,6 +28,15 @@ fn any_frame() -> impl Strategy<Value = (Vec<u8>, TxOffload)> {
         }
         (frame, said.unwrap_or_else(|| traffic.offload()))
     })
+}
+
+/// A kind of socket, bytes of its buffer, and a frame for it. The far end of a stream reads a frame in
+/// one go, so the whole of it must go in.
+fn any_link() -> impl Strategy<Value = (Kind, usize, (Vec<u8>, TxOffload))> {
+    const LINKS: [(Kind, usize); 3] =
+        [(Kind::Seqpacket, 4 << 10), (Kind::Seqpacket, 1 << 20), (Kind::Framed, 1 << 20)];
+    prop::sample::select(&LINKS[..])
+        .prop_flat_map(|(kind, buffer)| (Just(kind), Just(buffer), any_frame(kind.header() > 0)))
 }
 
 fn any_offload() -> impl Strategy<Value = TxOffload> {
@@ -49,12 +58,11 @@ proptest! {
     /// counted as dropped, and the frame behind it arrives.
     #[test]
     fn nothing_is_lost_uncounted(
-        (frame, offload) in any_frame(),
+        (kind, buffer, (frame, offload)) in any_link(),
         vnet_header in prop::sample::select(&[0_usize, 10, 12][..]),
-        buffer in prop::sample::select(&[4 << 10, 1 << 20][..]),
         slots in any::<bool>(),
     ) {
-        let mut out = Out::on_socket(Kind::Seqpacket, buffer, vnet_header);
+        let mut out = Out::on_socket(kind, buffer, vnet_header);
         let slots = slots && out.tx.slot(frame.len()).is_some();
         let by = if slots { By::Slots } else { By::List };
         let last: &[u8] = b"the last";

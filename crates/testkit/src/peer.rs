@@ -38,9 +38,10 @@ impl Peer {
         Self { fd, vnet_header, stream: false }
     }
 
-    /// On a stream socket whose messages stand behind their length, four bytes in network order.
-    pub fn on_stream(fd: OwnedFd) -> Self {
-        Self { fd, vnet_header: 0, stream: true }
+    /// On a stream socket whose messages stand behind their length, four bytes in network order, and
+    /// start with `vnet_header` bytes of vnet header.
+    pub fn on_stream(fd: OwnedFd, vnet_header: usize) -> Self {
+        Self { fd, vnet_header, stream: true }
     }
 
     /// Sends a frame that leaves nothing to the other side.
@@ -94,14 +95,16 @@ impl Peer {
         if !self.readable(time)? {
             return Ok(None);
         }
-        if self.stream {
-            return Ok(Some((Vec::new(), self.recv_from_stream()?)));
-        }
+        let mut message = if self.stream { self.recv_from_stream()? } else { self.read()? };
+        let frame = message.split_off(self.vnet_header.min(message.len()));
+        Ok(Some((message, frame)))
+    }
+
+    fn read(&self) -> io::Result<Vec<u8>> {
         let mut message = vec![0; 1 << 17];
         let len = rustix::io::read(&self.fd, &mut message)?;
         message.truncate(len);
-        let frame = message.split_off(self.vnet_header.min(len));
-        Ok(Some((message, frame)))
+        Ok(message)
     }
 
     fn recv_from_stream(&self) -> io::Result<Vec<u8>> {

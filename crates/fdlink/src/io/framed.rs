@@ -43,7 +43,7 @@ pub enum FramePrefix {
 
 impl FramePrefix {
     /// The longest prefix, in bytes.
-    const LONGEST: usize = 4;
+    pub(super) const LONGEST: usize = 4;
 
     /// Its own length in bytes.
     pub(crate) fn len(self) -> usize {
@@ -75,7 +75,7 @@ impl FramePrefix {
 
     /// Writes the prefix of `len` bytes, of which there are no more than [`limit`](Self::limit),
     /// to the start of `out`.
-    fn write(self, len: usize, out: &mut [u8]) {
+    pub(super) fn write(self, len: usize, out: &mut [u8]) {
         let [.., a, b, c, d] = len.to_be_bytes();
         match self {
             Self::Be16 => out[..2].copy_from_slice(&[c, d]),

@@ -1,5 +1,5 @@
-//! Sending, on every kind of descriptor: lists gathered from the caller's buffers, and frames that
-//! were written in place into the queue's own memory.
+//! Sending, on every kind of descriptor that keeps boundaries: lists gathered from the caller's
+//! buffers, and frames that were written in place into the queue's own memory.
 //!
 //! The arena is small on purpose: frames written into it are still in the cache when the kernel
 //! copies them out. Slots are handed out from its start to its end; when all have left, it starts
@@ -13,13 +13,15 @@
 //! Work that the other side cannot do is done on frames in the arena: a gathered frame is copied
 //! there first. So a super-frame that left in part waits there for the rest, whoever sent it.
 //!
-//! What is not here: lists from the caller's buffers (`transmit/gathered`), which way a frame takes
-//! (`transmit/way`), what waits in the arena (`transmit/ledger`), cutting (`transmit/cut`), what the
-//! kernel's errors mean (`transmit/verdict`).
+//! What is not here: streams (`framed/send`, of the same parts), lists from the caller's buffers
+//! (`transmit/gathered`), which way a frame takes (`transmit/way`), what stands before it
+//! (`transmit/lead`), what waits in the arena (`transmit/ledger`), cutting (`transmit/cut`), what
+//! the kernel's errors mean (`transmit/verdict`).
 
-mod cut;
+pub(super) mod cut;
 mod gathered;
-mod ledger;
+pub(super) mod lead;
+pub(super) mod ledger;
 mod verdict;
 pub(super) mod way;
 
@@ -179,7 +181,7 @@ impl Sender {
             }
             Progress::Done => {}
         }
-        if !cut.told {
+        if !ledger.told {
             sent.taken += 1;
             sent.sent += usize::from(!cut.lossy);
         }

@@ -32,8 +32,9 @@ pub use crate::io::framed::FramePrefix;
 /// has it leave with its next packet: that frame comes late instead of being lost. A length that no
 /// frame has closes the way in ([`Closed::OutOfStep`](crate::Closed::OutOfStep)).
 ///
-/// Nothing is done in software here: without a vnet header, a frame whose checksum or segmentation is
-/// left to the other side is refused (`invalid`), and no super-frame is cut.
+/// Without a vnet header the work that a frame leaves to the other side is done here, as on every
+/// kind ([`Transmit::send`](crate::Transmit::send)); with one a super-frame is cut where the length
+/// prefix cannot say how long it is.
 ///
 /// The place in the stream is known here only, so such a link cannot be handed over
 /// ([`save_restore`](LinkOptions::save_restore) is an error).

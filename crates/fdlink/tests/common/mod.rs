@@ -50,7 +50,7 @@ impl Kind {
             Self::Seqpacket => "seqpacket",
             Self::Datagram => "datagram",
             Self::Udp => "udp",
-            Self::Framed => "framed",
+            Self::Framed => "framed stream",
             Self::Macvtap => "macvtap",
             Self::Packet => "packet",
             Self::Cooked => "cooked",
@@ -195,7 +195,8 @@ pub(crate) fn link(
         Kind::Framed => {
             let (ours, far) = UnixStream::pair().unwrap();
             let link = adopt_framed(ours.into(), FramePrefix::Be32, options)?;
-            Ok((link, Peer::on_stream(far.into()), String::new()))
+            let vnet_header = link.report().descriptors[0].vnet_header_len;
+            Ok((link, Peer::on_stream(far.into(), vnet_header), String::new()))
         }
         Kind::Macvtap => {
             let far = format!("far{serial}");

@@ -1,7 +1,9 @@
 //! A link's way out, used in both ways, and its far end.
 
 use std::io::IoSlice;
+use std::os::unix::net::UnixStream;
 
+use fdlink::link::{FramePrefix, adopt, adopt_framed};
 use fdlink::offload::vnet::TxOffload;
 use fdlink::stats::{LinkStats, TxStats};
 use fdlink::{Link, LinkOptions, Sent, Transmit, TxFrame};
@@ -43,18 +45,26 @@ impl Out {
 
     /// A pair of unix sockets of that kind, with bytes of buffer and of vnet header.
     pub(crate) fn on_socket(kind: Kind, buffer: usize, vnet_header: usize) -> Self {
-        let pair = if kind == Kind::Seqpacket { seqpackets } else { datagrams };
-        let (ours, far) = pair();
+        let (ours, far) = match kind {
+            Kind::Framed => UnixStream::pair().map(|(a, b)| (a.into(), b.into())).unwrap(),
+            Kind::Seqpacket => seqpackets(),
+            _ => datagrams(),
+        };
         rustix::net::sockopt::set_socket_send_buffer_size(&ours, buffer).unwrap();
         // Buffers only grow.
         let mut options = LinkOptions::new().socket_buffer(1);
         if vnet_header > 0 {
             options = options.in_band_vnet_header(vnet_header);
         }
-        let link = fdlink::link::adopt(vec![ours], &options).unwrap();
+        let (link, peer) = if kind == Kind::Framed {
+            let link = adopt_framed(ours, FramePrefix::Be32, &options).unwrap();
+            (link, Peer::on_stream(far, vnet_header))
+        } else {
+            (adopt(vec![ours], &options).unwrap(), Peer::on_socket(far, vnet_header))
+        };
         let stats = link.stats();
         let tx = Box::new(link).into_queues().unwrap().pop().unwrap().tx;
-        Self { kind, tx, stats, peer: Peer::on_socket(far, vnet_header), interface: String::new() }
+        Self { kind, tx, stats, peer, interface: String::new() }
     }
 
     /// TCP over IPv4 of that many segments, for this link.

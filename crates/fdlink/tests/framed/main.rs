@@ -1,9 +1,11 @@
 //! Frames on streams: what a stream must be, both directions together, and endpoints. How frames are
-//! cut out of a stream is in `receive.rs`, how they leave in `send.rs`.
+//! cut out of a stream is in `receive.rs`, how they leave in `send.rs`, and what is done to them
+//! before in `offload.rs`.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 #[path = "../common/mod.rs"]
 mod common;
+mod offload;
 mod receive;
 mod rig;
 mod send;

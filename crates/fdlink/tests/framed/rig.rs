@@ -52,9 +52,15 @@ impl Rig {
 
     /// With a send buffer that a frame or two fill.
     pub(crate) fn narrow(prefix: FramePrefix) -> Self {
+        Self::narrow_with(prefix, &LinkOptions::new())
+    }
+
+    /// The same with other options.
+    pub(crate) fn narrow_with(prefix: FramePrefix, options: &LinkOptions) -> Self {
         let (ours, far) = UnixStream::pair().unwrap();
         rustix::net::sockopt::set_socket_send_buffer_size(&ours, 8192).unwrap();
-        Self::on(ours, far, prefix, &LinkOptions::new().socket_buffer(1))
+        // Buffers only grow.
+        Self::on(ours, far, prefix, &options.clone().socket_buffer(1))
     }
 
     pub(crate) fn on(

@@ -83,7 +83,8 @@ fn slots_leave_behind_the_rest_of_a_list_and_in_order() {
 fn a_refused_frame_drops_alone() {
     let mut rig = Rig::new(FramePrefix::Be16);
     let (good, long) = (body(100, 1), body(65536, 2));
-    let checksum = TxOffload { checksum: Some(ChecksumField::default()), gso: None };
+    let past_end = ChecksumField { start: 99, offset: 0 };
+    let checksum = TxOffload { checksum: Some(past_end), gso: None };
     let (good_parts, long_parts) = ([IoSlice::new(&good)], [IoSlice::new(&long)]);
     let plain = TxFrame::new(&good_parts);
     let list = [

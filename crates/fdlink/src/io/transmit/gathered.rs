@@ -7,7 +7,7 @@ use super::ledger::Cut;
 use super::verdict::{Gone, Verdict, is_refusal};
 use super::way::Way;
 use super::{Sender, is_super_frame};
-use crate::batch::{SlotOwner, TxFrame};
+use crate::batch::TxFrame;
 use crate::queue::{Sent, Transmit};
 
 /// Why a run of gathered frames ended.
@@ -129,7 +129,7 @@ impl Sender {
             if !self.ledger.has_room(frame.len(), self.arena.len()) {
                 break;
             }
-            self.copy(frame);
+            self.ledger.copy(frame, &mut self.arena);
         }
         self.ledger.cut = run.map(Cut::into_runs);
         let end = self.send_queued(sent);
@@ -137,25 +137,14 @@ impl Sender {
             return Ok(false);
         }
         // A super-frame that left in part is ours now; what has not begun to leave is the caller's.
-        let begun = self.ledger.cut.as_mut().filter(|cut| cut.done > 0);
+        let begun = self.ledger.cut.filter(|cut| cut.done > 0);
         let kept = usize::from(begun.is_some());
         if let Some(cut) = begun {
-            cut.told = true;
+            self.ledger.told = true;
             sent.taken += 1;
             sent.sent += usize::from(!cut.lossy);
         }
         self.ledger.keep(kept);
         end.map(|()| true)
-    }
-
-    /// Commits a copy of a frame, for which there is room.
-    fn copy(&mut self, frame: &TxFrame<'_>) {
-        let mut at = self.ledger.top() + self.port.vnet_header;
-        let header = frame.link_header().map_or(&[][..], |header| header);
-        for part in std::iter::once(header).chain(frame.parts().iter().map(|part| &**part)) {
-            self.arena[at..at + part.len()].copy_from_slice(part);
-            at += part.len();
-        }
-        self.ledger.commit(frame.len(), frame.offload());
     }
 }

@@ -1,104 +1,119 @@
 //! Which frames wait in a sender's arena, where they lie, and how much of the one at the head has
 //! left already. Bookkeeping only: the bytes are the sender's.
+//!
+//! Each frame has room in front of it for its lead ([`Lead`](super::lead::Lead)).
 
 use std::ops::Range;
 
-use crate::batch::SlotOwner;
+use crate::batch::{SlotOwner, TxFrame};
 use crate::offload::vnet::TxOffload;
 
 /// Which parts of the arena hold what.
 #[derive(Debug)]
-pub(super) struct Ledger {
+pub(in crate::io) struct Ledger {
     slots: Vec<Slot>,
     /// The first slot that has not left.
     next: usize,
     /// Where the free part starts.
     top: usize,
-    vnet_header: usize,
+    /// Bytes in front of each frame.
+    lead: usize,
     /// How far the head is cut, where it leaves in pieces.
-    pub(super) cut: Option<Cut>,
+    pub(in crate::io) cut: Option<Cut>,
+    /// Whether the sender of the head was told already that it left.
+    pub(in crate::io) told: bool,
 }
 
-/// A committed frame in the arena, with its vnet header in front.
+/// A committed frame in the arena, with its lead in front.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Slot {
+pub(in crate::io) struct Slot {
     start: usize,
-    /// The vnet header not included.
-    pub(super) len: usize,
-    pub(super) offload: TxOffload,
+    /// The lead not included.
+    pub(in crate::io) len: usize,
+    pub(in crate::io) offload: TxOffload,
 }
 
 impl Slot {
-    /// Where vnet header and frame lie in the arena.
-    pub(super) fn range(&self, vnet_header: usize) -> Range<usize> {
-        self.start..self.start + vnet_header + self.len
+    /// Where lead and frame lie in the arena.
+    pub(in crate::io) fn range(&self, lead: usize) -> Range<usize> {
+        self.start..self.start + lead + self.len
     }
 }
 
 /// How far a super-frame has left in pieces.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Cut {
+pub(in crate::io) struct Cut {
     /// Segments in each message.
-    pub(super) run: usize,
+    pub(in crate::io) run: usize,
     /// Segments that left or were dropped.
-    pub(super) done: usize,
+    pub(in crate::io) done: usize,
     /// Whether one was dropped (and counted).
-    pub(super) lossy: bool,
+    pub(in crate::io) lossy: bool,
     /// Whether its being cut has been counted.
-    pub(super) counted: bool,
-    /// Whether its sender was told already that it left.
-    pub(super) told: bool,
+    pub(in crate::io) counted: bool,
 }
 
 impl Cut {
     /// From the start, in messages of `run` segments.
-    pub(super) fn into_runs(run: usize) -> Self {
-        Self { run, done: 0, lossy: false, counted: false, told: false }
+    pub(in crate::io) fn into_runs(run: usize) -> Self {
+        Self { run, done: 0, lossy: false, counted: false }
     }
 }
 
 impl Ledger {
-    pub(super) fn new(capacity: usize, vnet_header: usize) -> Self {
+    pub(in crate::io) fn new(capacity: usize, lead: usize) -> Self {
         let slots = Vec::with_capacity(capacity);
-        Self { slots, next: 0, top: 0, vnet_header, cut: None }
+        Self { slots, next: 0, top: 0, lead, cut: None, told: false }
     }
 
     /// The slots that have not left.
-    pub(super) fn waiting(&self) -> &[Slot] {
+    pub(in crate::io) fn waiting(&self) -> &[Slot] {
         &self.slots[self.next..]
     }
 
     /// The same, to be changed.
-    pub(super) fn waiting_mut(&mut self) -> &mut [Slot] {
+    pub(in crate::io) fn waiting_mut(&mut self) -> &mut [Slot] {
         &mut self.slots[self.next..]
     }
 
     /// Where the free part of the arena starts.
-    pub(super) fn top(&self) -> usize {
+    pub(in crate::io) fn top(&self) -> usize {
         self.top
     }
 
     /// Whether another frame of that length has room in an arena of `arena_len` bytes.
-    pub(super) fn has_room(&self, len: usize, arena_len: usize) -> bool {
-        self.slots.len() < self.slots.capacity() && self.vnet_header + len <= arena_len - self.top
+    pub(in crate::io) fn has_room(&self, len: usize, arena_len: usize) -> bool {
+        self.slots.len() < self.slots.capacity() && self.lead + len <= arena_len - self.top
+    }
+
+    /// Commits a copy of a gathered frame, for which `arena` has room.
+    pub(in crate::io) fn copy(&mut self, frame: &TxFrame<'_>, arena: &mut [u8]) {
+        let mut at = self.top + self.lead;
+        let header = frame.link_header().map_or(&[][..], |header| header);
+        for part in std::iter::once(header).chain(frame.parts().iter().map(|part| &**part)) {
+            arena[at..at + part.len()].copy_from_slice(part);
+            at += part.len();
+        }
+        self.commit(frame.len(), frame.offload());
     }
 
     /// Takes the first `count` off; they left or were dropped.
-    pub(super) fn advance(&mut self, count: usize) {
+    pub(in crate::io) fn advance(&mut self, count: usize) {
         self.next += count;
         self.cut = None;
+        self.told = false;
         if self.next == self.slots.len() {
             self.start_over();
         }
     }
 
     /// Forgets all but the first `count` of those that wait.
-    pub(super) fn keep(&mut self, count: usize) {
+    pub(in crate::io) fn keep(&mut self, count: usize) {
         self.slots.truncate(self.next + count);
         if count == 0 {
             self.start_over();
         } else if let Some(last) = self.slots.last() {
-            self.top = last.range(self.vnet_header).end;
+            self.top = last.range(self.lead).end;
         }
     }
 
@@ -107,12 +122,13 @@ impl Ledger {
         self.next = 0;
         self.top = 0;
         self.cut = None;
+        self.told = false;
     }
 }
 
 impl SlotOwner for Ledger {
     fn commit(&mut self, len: usize, offload: TxOffload) {
         self.slots.push(Slot { start: self.top, len, offload });
-        self.top += self.vnet_header + len;
+        self.top += self.lead + len;
     }
 }

@@ -8,11 +8,11 @@ use crate::offload::vnet::{ChecksumField, Gso, GsoKind, TxOffload, VnetHeader};
 use crate::stats::Counter;
 
 /// The longest IP packet. AF_PACKET takes longer super-frames and lets the length wrap.
-pub(in crate::io) const MAX_IP_LEN: usize = 65535;
+const MAX_IP_LEN: usize = 65535;
 
 /// How a frame leaves.
 #[derive(Debug)]
-pub(super) enum Way<'a> {
+pub(in crate::io) enum Way<'a> {
     /// As it is, once its checksum is complete: nobody behind this descriptor will do it.
     Complete(ChecksumField),
     /// In messages of that many segments each.
@@ -25,7 +25,7 @@ pub(super) enum Way<'a> {
 
 impl Port {
     /// How a frame of `len` bytes leaves; `byte` gives the one at an offset.
-    pub(super) fn way(
+    pub(in crate::io) fn way(
         &self,
         len: usize,
         offload: TxOffload,
@@ -54,7 +54,7 @@ impl Port {
     }
 
     /// How a frame leaves that is gathered from the caller's buffers.
-    pub(super) fn way_of(&self, frame: &TxFrame<'_>) -> Way<'_> {
+    pub(in crate::io) fn way_of(&self, frame: &TxFrame<'_>) -> Way<'_> {
         self.way(frame.len(), frame.offload(), |at| byte_of(frame, at))
     }
 }
@@ -64,22 +64,8 @@ fn exceeds_udp_segments(gso: Gso, len: usize) -> bool {
     gso.kind == GsoKind::UdpSegments && payload > UDP_MAX_SEGMENTS * usize::from(gso.size)
 }
 
-/// The vnet header of a gathered frame that leaves as it is, whoever is to do what it says.
-pub(in crate::io) fn header_of(frame: &TxFrame<'_>) -> VnetHeader {
-    header_for(frame.len(), frame.offload(), |at| byte_of(frame, at))
-}
-
-/// The same for a frame of `len` bytes; `byte` gives the one at an offset.
-pub(in crate::io) fn header_for(
-    len: usize,
-    offload: TxOffload,
-    byte: impl Fn(usize) -> Option<u8>,
-) -> VnetHeader {
-    let header_len = offload.header_len(len, byte);
-    VnetHeader::for_tx(offload.with_header_len(header_len).for_frame_len(len), header_len)
-}
-
-fn byte_of(frame: &TxFrame<'_>, mut at: usize) -> Option<u8> {
+/// The byte of a gathered frame at an offset.
+pub(in crate::io) fn byte_of(frame: &TxFrame<'_>, mut at: usize) -> Option<u8> {
     let header = frame.link_header().map_or(&[][..], |header| header);
     for part in std::iter::once(header).chain(frame.parts().iter().map(|part| &**part)) {
         match part.get(at) {
