@@ -2,6 +2,8 @@
 //! `unshare -rn` gives a network to try in.
 #![expect(clippy::print_stdout, reason = "results go to stdout")]
 
+mod common;
+
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, SystemTime};
 
@@ -39,7 +41,11 @@ impl NetworkDispatcher for Describe {
     }
 }
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
+fn main() -> std::process::ExitCode {
+    common::tell(run())
+}
+
+fn run() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
     let interface = arguments.next().ok_or("usage: dump INTERFACE [FRAMES]")?;
     let frames = arguments.next().map_or(Ok(usize::MAX), |text| text.parse())?;

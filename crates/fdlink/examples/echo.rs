@@ -1,7 +1,10 @@
 //! A host that only answers ping: `echo INTERFACE [ANSWERS]`. Every ICMP echo request that the
 //! interface receives, to whatever IPv4 address, is turned into its reply in the very memory it was
-//! received in, and sent back.
+//! received in, and sent back. It answers no ARP, so whoever pings needs a neighbour entry:
+//! `ip neigh add 10.7.0.2 lladdr 02:00:00:00:00:02 dev veth0`.
 #![expect(clippy::print_stdout, reason = "results go to stdout")]
+
+mod common;
 
 use std::io::IoSlice;
 use std::sync::{Arc, OnceLock, Weak, mpsc};
@@ -53,7 +56,11 @@ fn turn_into_reply(packet: &mut [u8]) -> bool {
     true
 }
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
+fn main() -> std::process::ExitCode {
+    common::tell(run())
+}
+
+fn run() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
     let interface = arguments.next().ok_or("usage: echo INTERFACE [ANSWERS]")?;
     let answers = arguments.next().map_or(Ok(usize::MAX), |text| text.parse())?;

@@ -4,11 +4,12 @@
 //! gives (`RxMeta::vlan`), are not put back.
 #![expect(clippy::print_stdout, reason = "results go to stdout")]
 
+mod common;
+
 use std::io::IoSlice;
 use std::thread;
 
-use fdlink::{Fill, Link, LinkOptions, QueuePair, Receive, Transmit, TxFrame, Wakeup};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use fdlink::{Fill, Link, LinkOptions, QueuePair, Receive, Transmit, TxFrame};
 
 /// Moves frames until there were that many, or either side ends.
 fn pump(
@@ -25,11 +26,11 @@ fn pump(
                     let list = [TxFrame::new(&parts).with_offload(frame.meta().left_to_do())];
                     // Where there is no room the frame waits, and the sender behind it.
                     while tx.send(&list)?.taken == 0 {
-                        wait(tx.wakeup(), PollFlags::OUT)?;
+                        tx.wakeup().wait_writable();
                     }
                     // Of a super-frame that the kernel refused and that was cut, some may be left.
                     while tx.queued() > 0 {
-                        wait(tx.wakeup(), PollFlags::OUT)?;
+                        tx.wakeup().wait_writable();
                         tx.flush()?;
                     }
                     moved += 1;
@@ -37,7 +38,7 @@ fn pump(
             }
             Fill::Empty => {
                 rx.release();
-                wait(rx.wakeup(), PollFlags::IN)?;
+                rx.wakeup().wait_readable();
             }
             Fill::Closed(why) => {
                 eprintln!("{why}");
@@ -48,16 +49,11 @@ fn pump(
     Ok(moved)
 }
 
-fn wait(wakeup: Wakeup<'_>, events: PollFlags) -> std::io::Result<()> {
-    let mut fds: Vec<_> = wakeup.descriptor.iter().map(|fd| PollFd::new(fd, events)).collect();
-    let time = wakeup.after.map(Timespec::try_from).transpose().map_err(std::io::Error::other)?;
-    match poll(&mut fds, time.as_ref()) {
-        Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
-        Err(error) => Err(error.into()),
-    }
+fn main() -> std::process::ExitCode {
+    common::tell(run())
 }
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
+fn run() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let ([a, b] | [a, b, _]) = arguments.as_slice() else {
         return Err("usage: forward A B [FRAMES]".into());

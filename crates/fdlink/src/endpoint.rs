@@ -76,9 +76,10 @@ pub trait LinkEndpoint: Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`io::ErrorKind::WouldBlock`] where the descriptor had no room,
-    /// [`io::ErrorKind::InvalidInput`] where the frame was refused, and what has ended the descriptor
-    /// for good; each is counted.
+    /// [`io::ErrorKind::WouldBlock`] where the descriptor had no room; why the frame was refused
+    /// ([`NetworkDown`](io::ErrorKind::NetworkDown), [`ConnectionRefused`](io::ErrorKind::ConnectionRefused),
+    /// [`InvalidInput`](io::ErrorKind::InvalidInput) for one that is too long or makes no sense, and
+    /// the like); and what has ended the descriptor for good. Each is counted.
     fn write_raw(&self, frame: &[u8]) -> io::Result<()>;
 
     /// The IP MTU: the link's, or what [`set_mtu`](Self::set_mtu) made of it.
@@ -138,6 +139,14 @@ pub struct TxPacket<'a> {
 }
 
 impl<'a> TxPacket<'a> {
+    /// An IP packet on a link without link headers, where neither addresses nor the protocol are
+    /// sent.
+    pub fn ip(parts: &'a [IoSlice<'a>]) -> Self {
+        let first = parts.iter().find(|part| !part.is_empty());
+        let protocol = first.and_then(|part| EtherType::of_ip_packet(part));
+        Self::new(MacAddr::default(), protocol.unwrap_or(EtherType::IPV4), parts)
+    }
+
     /// A packet without offloads, from the endpoint's own address.
     pub fn new(remote: MacAddr, protocol: EtherType, parts: &'a [IoSlice<'a>]) -> Self {
         Self { remote, local: None, protocol, parts, offload: TxOffload::default(), flow: None }

@@ -1,5 +1,5 @@
 //! A link: what has queues and properties. Opened (`open_*`), adopted ([`adopt`],
-//! [`adopt_borrowed`], [`adopt_framed`]), or a decorator over another link. Link kinds live in
+//! [`adopt_borrowed`], [`adopt_framed`]), or whatever else implements [`Link`]. Link kinds live in
 //! `link/`; how frames cross a descriptor lives in `io/`; the two meet where a link is built.
 
 mod buffers;

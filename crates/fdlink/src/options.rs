@@ -7,7 +7,7 @@ use crate::batch::MacAddr;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Mode {
-    /// The best that the descriptor supports, chosen when the link is built.
+    /// What is best where nothing is known of the traffic: readv, on every kind.
     #[default]
     Auto,
     /// A ring shared with the kernel (AF_PACKET only).
@@ -174,7 +174,9 @@ impl LinkOptions {
         self
     }
 
-    /// The IP MTU, 68 to 65536 bytes. Default: the interface's, or 1500.
+    /// The IP MTU, 68 to 65536 bytes, for whoever makes packets by it. Default: the interface's, or
+    /// 1500. The interface keeps its own, and a note says where they differ; a longer frame is the
+    /// kernel's to refuse.
     pub fn mtu(mut self, mtu: u32) -> Self {
         self.mtu = Some(mtu);
         self
@@ -186,7 +188,9 @@ impl LinkOptions {
         self
     }
 
-    /// The endpoint's own link address. Default: a random, locally administered one.
+    /// The endpoint's own link address. Default: a random, locally administered one, for an endpoint
+    /// is a host of its own beside the one whose interface it is. Whether a real device lets in what
+    /// is addressed to it may take [`promiscuous`](Self::promiscuous).
     pub fn address(mut self, address: MacAddr) -> Self {
         self.address = Some(address);
         self
@@ -230,13 +234,15 @@ impl LinkOptions {
         self
     }
 
-    /// Bytes of kernel buffer to ask for on sockets, each direction. Default: 4 MiB.
+    /// Bytes of kernel buffer to ask for on sockets, each direction, as the kernel counts them (twice
+    /// what SO_RCVBUF is given). Default: 4 MiB. A hint: a buffer is never made smaller, and where
+    /// the limit is lower a note says so.
     pub fn socket_buffer(mut self, bytes: usize) -> Self {
         self.socket_buffer = Some(bytes);
         self
     }
 
-    /// Frames for each system call in [`Mode::RecvMmsg`], 1 to 1024. Default: 32. Each takes
+    /// Frames for each system call in [`Mode::RecvMmsg`], 1 to 1024; nothing to the other modes. Default: 32. Each takes
     /// 68 KiB of address space, and as much memory as the longest frame that came in its place.
     pub fn batch(mut self, frames: usize) -> Self {
         self.batch = Some(frames);

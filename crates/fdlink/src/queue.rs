@@ -9,6 +9,7 @@ use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use crate::batch::{RxBatch, TxFrame, TxSlot};
+use crate::sys::poll;
 
 /// One descriptor's way in.
 pub trait Receive: Send {
@@ -101,6 +102,27 @@ pub struct Wakeup<'a> {
     pub descriptor: Option<BorrowedFd<'a>>,
     /// Try again after that long, readiness or not: the kernel gives no edge after ENOBUFS.
     pub after: Option<Duration>,
+}
+
+impl Wakeup<'_> {
+    /// Blocks the thread until whichever comes first: for a receive queue, which is released first.
+    /// Returns at once where there is nothing to wait for.
+    pub fn wait_readable(&self) {
+        self.wait(libc::POLLIN);
+    }
+
+    /// The same for a transmit queue.
+    pub fn wait_writable(&self) {
+        self.wait(libc::POLLOUT);
+    }
+
+    fn wait(&self, events: libc::c_short) {
+        match (self.descriptor, self.after) {
+            (Some(fd), after) => poll::wait_for(fd, events, after),
+            (None, Some(after)) => std::thread::sleep(after),
+            (None, None) => {}
+        }
+    }
 }
 
 /// One descriptor's way out.

@@ -72,8 +72,8 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (kind, count) = (self.kind.name(), self.descriptors.len());
         write!(f, "{kind} × {count}, {} (asked: {})", self.mode, self.asked_mode)?;
-        if let Some(layout) = self.descriptors.first().and_then(|first| first.ring_layout) {
-            write!(f, "; {layout}")?;
+        if let Some(first) = self.descriptors.first() {
+            write!(f, "; {first}")?;
         }
         for note in &self.notes {
             write!(f, "; {note}")?;
@@ -92,8 +92,8 @@ impl fmt::Display for DescriptorReport {
                 write!(f, ", {name} {bytes}")?;
             }
         }
-        if self.ring > 0 {
-            write!(f, ", ring {}", self.ring)?;
+        if let Some(layout) = self.ring_layout {
+            write!(f, ", {layout}")?;
         }
         if let (Some(group), Some(fanout)) = (self.fanout_group, self.fanout) {
             let defragment = if fanout.defragment { ", defragmented" } else { "" };

@@ -90,7 +90,7 @@ fn what_a_cooked_socket_cannot_have_is_refused() {
             ),
             (new().offload(Offload::Required), "found a cooked packet without a vnet header"),
             (new().in_band_vnet_header(10), "found 10 bytes on a cooked packet"),
-            (new().ethernet(false), "ethernet: expected true on a cooked packet"),
+            (new().ethernet(false), "ethernet: expected true, as a cooked packet has it"),
             (
                 new().address(MacAddr(OTHER)),
                 "address: expected 02:00:00:00:00:01, the interface's own",

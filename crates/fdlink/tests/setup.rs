@@ -186,8 +186,12 @@ fn an_option_that_does_not_fit_is_refused_before_anything_is_changed() {
             (new().timestamps(true), "timestamps: expected a socket, found a"),
             (new().in_band_vnet_header(10), "in_band_vnet_header: expected"),
         ];
-        let ethernet = [(new().ethernet(true), "ethernet: expected false on a tun, found true")];
-        let bare = [(new().ethernet(false), "ethernet: expected true on a packet, found false")];
+        let ethernet =
+            [(new().ethernet(true), "ethernet: expected false, as a tun has it here, found true")];
+        let bare = [(
+            new().ethernet(false),
+            "ethernet: expected true, as a packet has it here, found false",
+        )];
         let tun = [(program(1), "filter: expected a socket or a TAP device, found a tun")];
         let mut cases = vec![
             (packet_socket("a").unwrap(), [&always[..], &filters, &bare].concat()),

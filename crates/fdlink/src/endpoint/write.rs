@@ -16,6 +16,7 @@ use crate::batch::{LinkHeader, TxFrame, ethernet_header};
 use crate::endpoint::{Endpoint, TxPacket};
 use crate::offload::flow_hash;
 use crate::queue::{Sent, Transmit, Wakeup};
+use crate::stats::TxStats;
 use crate::sys::poll;
 
 /// What becomes of packets that a descriptor has no room for.
@@ -99,7 +100,7 @@ impl Outlet {
         let left = until.saturating_duration_since(Instant::now());
         let time = after.map_or(left, |after| after.min(left));
         match watch {
-            Some(fd) => poll::wait_writable(fd.as_fd(), time),
+            Some(fd) => poll::wait_for(fd.as_fd(), libc::POLLOUT, Some(time)),
             None if after.is_some() => std::thread::sleep(time),
             // No link of this crate has neither; one that has is asked again a little later.
             None => std::thread::sleep(left.min(Duration::from_millis(1))),
@@ -119,6 +120,29 @@ impl Outlet {
             }
         }
     }
+}
+
+/// Why a frame was refused, told by the counter that has gone up.
+fn refusal(before: &TxStats, after: &TxStats, len: usize) -> io::Error {
+    use io::ErrorKind::{ConnectionRefused, InvalidInput, NetworkDown, Other, WriteZero};
+    let grew = |counter: fn(&TxStats) -> u64| counter(after) > counter(before);
+    if grew(|tx| tx.no_buffers) {
+        return io::Error::from_raw_os_error(libc::ENOBUFS);
+    }
+    let (kind, text) = if grew(|tx| tx.link_down) {
+        (NetworkDown, "the link is down".to_owned())
+    } else if grew(|tx| tx.peer_gone) {
+        (ConnectionRefused, "nobody is at the other end".to_owned())
+    } else if grew(|tx| tx.too_long) {
+        (InvalidInput, format!("a frame of {len} bytes is longer than the link takes"))
+    } else if grew(|tx| tx.short_write) {
+        (WriteZero, "the kernel took a part of the frame only".to_owned())
+    } else if grew(|tx| tx.other_errors) {
+        (Other, "the kernel refused the frame: is the socket connected?".to_owned())
+    } else {
+        (InvalidInput, format!("a frame of {len} bytes that the link cannot carry"))
+    };
+    io::Error::new(kind, text)
 }
 
 /// How far a list came.
@@ -150,6 +174,8 @@ impl Endpoint {
         let parts = [IoSlice::new(frame)];
         let until = self.policy.deadline();
         let mut tx = outlet.lock();
+        // With the lock, nobody else counts.
+        let before = self.counted(queue);
         let fatal = loop {
             match (tx.send(&[TxFrame::new(&parts)]), until) {
                 (Err(error), _) => break Some(error),
@@ -157,7 +183,9 @@ impl Endpoint {
                     outlet.finish(tx, until);
                     return Ok(());
                 }
-                (Ok(Sent { taken: 1, .. }), _) => return Err(io::ErrorKind::InvalidInput.into()),
+                (Ok(Sent { taken: 1, .. }), _) => {
+                    return Err(refusal(&before, &self.counted(queue), frame.len()));
+                }
                 (_, Some(until)) if Instant::now() < until => tx = outlet.wait(tx, until),
                 _ => break None,
             }
@@ -244,6 +272,11 @@ impl Endpoint {
         self.count_dropped(queue, dropped, fatal.is_some());
         outlet.finish(tx, progress.until);
         progress.fatal = progress.fatal.take().or(fatal);
+    }
+
+    /// What was counted on a queue until now.
+    fn counted(&self, queue: usize) -> TxStats {
+        self.stats.queues().get(queue).map_or_else(TxStats::default, |stats| stats.tx.snapshot())
     }
 
     fn queue_of(&self, packet: &TxPacket<'_>) -> usize {

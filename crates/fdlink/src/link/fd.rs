@@ -148,7 +148,10 @@ impl FdLink {
                     packet::configure(index, descriptor, plan, options)?;
                 }
                 LinkKind::SocketSeqpacket => socket::configure(descriptor),
-                LinkKind::SocketDatagram => socket::keep_boundaries(descriptor),
+                LinkKind::SocketDatagram => {
+                    socket::keep_boundaries(descriptor);
+                    plan.notes.extend(socket::lonely(index, descriptor.as_fd()));
+                }
                 LinkKind::Other | LinkKind::Tap | LinkKind::Tun => {}
             }
             let mut report = match plan.kind {

@@ -221,7 +221,7 @@ fn link_header(first: &Found, options: &LinkOptions) -> Result<LinkHeader, Setup
     }
     Err(SetupError::Option {
         option: "ethernet",
-        expected: format!("{} on a {}", !ethernet, first.kind.name()),
+        expected: format!("{}, as a {} has it here", !ethernet, first.kind.name()),
         found: ethernet.to_string(),
     })
 }
@@ -235,6 +235,9 @@ fn mtu(first: &Found, options: &LinkOptions, notes: &mut Vec<String>) -> Result<
         DEFAULT
     });
     if (LEAST_MTU..=MOST_MTU).contains(&mtu) {
+        if let Some(own) = first.mtu.filter(|own| *own != mtu) {
+            notes.push(format!("an MTU of {mtu} where the interface has {own}"));
+        }
         return Ok(mtu);
     }
     let expected = format!("{LEAST_MTU} to {MOST_MTU} bytes");

@@ -36,11 +36,21 @@ pub(super) fn examine(
         }
         (_, libc::SOCK_SEQPACKET) => LinkKind::SocketSeqpacket,
         (_, libc::SOCK_STREAM) => {
-            return wrong(index, "a stream socket, which keeps no boundaries between frames");
+            return wrong(
+                index,
+                "a stream socket, which keeps no boundaries between frames (adopt_framed takes one with lengths)",
+            );
         }
         _ => return wrong(index, "a raw socket of another family"),
     };
     Ok(Found::plain_socket(kind, LinkHeader::None, options))
+}
+
+/// What is to be said of a datagram socket that has no other end: it can be received on only.
+pub(super) fn lonely(index: usize, fd: BorrowedFd<'_>) -> Option<String> {
+    let connected = sys::is_connected(fd).unwrap_or(true);
+    let text = || format!("descriptor {index} is not connected: nothing can be sent on it");
+    (!connected).then(text)
 }
 
 /// Makes each message of a unix seqpacket socket say that it is one: to recv, a message of no bytes
@@ -67,6 +77,6 @@ fn wrong(index: usize, found: &str) -> Result<Found, SetupError> {
     Err(SetupError::WrongKind {
         index,
         found: found.to_owned(),
-        expected: "a datagram, seqpacket or AF_PACKET socket",
+        expected: "a datagram socket, a connected seqpacket socket or an AF_PACKET socket",
     })
 }

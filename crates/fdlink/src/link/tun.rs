@@ -15,7 +15,8 @@ use crate::options::{LinkOptions, Offload};
 use crate::sys::{interface, socket as sys, tun};
 
 /// Opens a TUN device, which is made if there is none of that name (`%d` in it is a number of the
-/// kernel's choice), and makes a link of it. More than one queue makes it IFF_MULTI_QUEUE.
+/// kernel's choice), and makes a link of it. More than one queue makes it IFF_MULTI_QUEUE. The
+/// device is not taken up, and is given neither addresses nor an MTU.
 ///
 /// # Errors
 ///

@@ -16,9 +16,10 @@ pub(crate) fn wait_readable(fds: &[BorrowedFd<'_>; 2], timeout: Option<Duration>
     wait(&mut entries, timeout);
 }
 
-/// Waits until a descriptor is writable, has an error or was hung up, or until the time is over.
-pub(crate) fn wait_writable(fd: BorrowedFd<'_>, timeout: Duration) {
-    wait(&mut [entry(fd, libc::POLLOUT)], Some(timeout));
+/// Waits until a descriptor is ready for one of the events, has an error or was hung up, or until
+/// the time is over.
+pub(crate) fn wait_for(fd: BorrowedFd<'_>, events: libc::c_short, timeout: Option<Duration>) {
+    wait(&mut [entry(fd, events)], timeout);
 }
 
 /// What poll says of one descriptor now, without waiting.
