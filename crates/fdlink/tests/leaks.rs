@@ -13,12 +13,13 @@ mod common;
 use std::io::IoSlice;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use common::{Kind, PATIENCE, datagrams, seqpackets, udp_sockets};
-use fdlink::link::{adopt, open_packet, open_tap, open_tun};
+use fdlink::link::{FramePrefix, adopt, adopt_framed, open_packet, open_tap, open_tun};
 use fdlink::{
     Endpoint, FdLink, LinkEndpoint, LinkOptions, Mode, NetworkDispatcher, QueueIndex, RxBatch,
 };
@@ -87,13 +88,13 @@ fn held(expected: Option<(Footprint, usize)>) -> (Footprint, usize) {
 
 fn print_table(outcomes: &[Outcome]) {
     println!(
-        "{:36} {:>6}  {:>9} {:>9} {:>9} {:>21} {:>17}",
+        "{:39} {:>6}  {:>9} {:>9} {:>9} {:>21} {:>17}",
         "before/after", "rounds", "fds", "threads", "mappings", "mapped KiB", "heap bytes"
     );
     for Outcome { name, rounds, held: [(before, heap), (after, heap_after)] } in outcomes {
         let pair = |a: usize, b: usize| format!("{a}/{b}");
         println!(
-            "{name:36} {rounds:>6}  {:>9} {:>9} {:>9} {:>21} {:>17}",
+            "{name:39} {rounds:>6}  {:>9} {:>9} {:>9} {:>21} {:>17}",
             pair(before.descriptors, after.descriptors),
             pair(before.threads, after.threads),
             pair(before.mappings, after.mappings),
@@ -198,6 +199,14 @@ fn socket_rows(rounds: usize) -> Vec<Row> {
             }));
         }
     }
+    for (what, end) in [("", End::Stop), (", no stop", End::Drop)] {
+        rows.push(row(&format!("framed readv{what}"), rounds, move || {
+            let (ours, far) = UnixStream::pair().unwrap();
+            let options = LinkOptions::new();
+            let link = adopt_framed(ours.into(), FramePrefix::Be32, &options).unwrap();
+            live(link, &[&Peer::on_stream(far.into(), 0)], b"a message", end);
+        }));
+    }
     rows.push(row("refused: two kinds", rounds, || {
         let (ours, other) = (seqpackets().0, datagrams().0);
         drop(adopt(vec![ours, other], &LinkOptions::new()).unwrap_err());
@@ -233,6 +242,14 @@ fn packet_rows(rounds: usize) -> Vec<Row> {
                 live(open_packet("leak", queues, &options).unwrap(), &[&peer], &frame, end);
             }));
         }
+    }
+    let to_all = Kind::Cooked.frame(500, 1);
+    for way in Kind::Cooked.ways() {
+        let (peer, frame, options) = (Arc::clone(&peer), to_all.clone(), way.options());
+        rows.push(row(&format!("cooked {way}"), rounds / 4, move || {
+            let socket = testkit::cooked_packet_socket("leak").unwrap();
+            live(adopt(vec![socket], &options).unwrap(), &[&peer], &frame, End::Stop);
+        }));
     }
     let options = LinkOptions::new().mode(Mode::PacketMmap);
     let in_a_group = open_packet("leak", 2, &options).unwrap().into_fds();
