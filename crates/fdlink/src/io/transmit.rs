@@ -272,12 +272,8 @@ impl Transmit for Sender {
         if !self.ledger.has_room(len, self.arena.len()) {
             // An error that ends the descriptor shows again with the caller's own flush.
             self.flush().ok()?;
-            if !self.ledger.has_room(len, self.arena.len()) {
-                return None;
-            }
         }
-        let start = self.ledger.top() + self.port.vnet_header;
-        Some(TxSlot::new(&mut self.arena[start..start + len], &mut self.ledger))
+        self.ledger.lend(len, &mut self.arena)
     }
 
     fn flush(&mut self) -> io::Result<Sent> {

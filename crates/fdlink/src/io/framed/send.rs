@@ -257,12 +257,8 @@ impl Transmit for StreamSender {
         if !self.ledger.has_room(len, self.backlog.len()) {
             // An error that ends the descriptor shows again with the caller's own flush.
             self.flush().ok()?;
-            if !self.ledger.has_room(len, self.backlog.len()) {
-                return None;
-            }
         }
-        let start = self.ledger.top() + self.outlet.lead.len();
-        Some(TxSlot::new(&mut self.backlog[start..start + len], &mut self.ledger))
+        self.ledger.lend(len, &mut self.backlog)
     }
 
     fn flush(&mut self) -> io::Result<Sent> {

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use crate::batch::{SlotOwner, TxFrame};
+use crate::batch::{SlotOwner, TxFrame, TxSlot};
 use crate::offload::vnet::TxOffload;
 
 /// Which parts of the arena hold what.
@@ -76,14 +76,22 @@ impl Ledger {
         &mut self.slots[self.next..]
     }
 
-    /// Where the free part of the arena starts.
-    pub(in crate::io) fn top(&self) -> usize {
-        self.top
-    }
-
     /// Whether another frame of that length has room in an arena of `arena_len` bytes.
     pub(in crate::io) fn has_room(&self, len: usize, arena_len: usize) -> bool {
         self.slots.len() < self.slots.capacity() && self.lead + len <= arena_len - self.top
+    }
+
+    /// Memory of `arena` for a frame of `len` bytes, if there is room.
+    pub(in crate::io) fn lend<'a>(
+        &'a mut self,
+        len: usize,
+        arena: &'a mut [u8],
+    ) -> Option<TxSlot<'a>> {
+        if !self.has_room(len, arena.len()) {
+            return None;
+        }
+        let start = self.top + self.lead;
+        Some(TxSlot::new(&mut arena[start..start + len], self))
     }
 
     /// Commits a copy of a gathered frame, for which `arena` has room.
